@@ -1,0 +1,1 @@
+"""SeRA implicit-reward-margin scoring as a sera-core plugin."""
