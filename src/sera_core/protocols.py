@@ -38,7 +38,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 class Needs:
     """What a component requires the core to compute. The plan takes the union over all components.
 
-    reference: the objective needs log-probs under the training reference.
+    reference: an objective needs log-probs under the training reference; a scorer needs each iterate's own reference.
     initial: the scorer needs log-probs under the initial policy.
     history: how many trained iterates (each with its own reference) the scorer reads, newest first.
     annotations: every scored response must carry an annotated score.
@@ -47,6 +47,7 @@ class Needs:
     whole_batch: the reweighter needs statistics of the whole effective batch.
     gold: the source must know the right answers.
     targets: the labeler needs prompts that carry a reference answer.
+    scores: the labeler or selector reads scores, so that a scorer must be configured.
     """
 
     reference: bool = False
@@ -58,6 +59,7 @@ class Needs:
     whole_batch: bool = False
     gold: bool = False
     targets: bool = False
+    scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ class Objective(Component, Protocol):
     """A preference loss per pair, seen through the margin h."""
 
     def margins(self, logps: PairLogps) -> Tensor:
-        """h [b], no beta: log-ratio difference where there is a reference."""
+        """Margins h [b] without beta: the log-ratio difference where there is a reference."""
 
     def losses(self, margins: Tensor) -> Tensor:
         """L(h) [b], no reduction, finite for |h| up to 1e4."""
@@ -161,7 +163,9 @@ class Reweighter(Component, Protocol):
 class Generator(Component, Protocol):
     """Samples responses from a policy."""
 
-    def generate(self, model: Path, prompts: Sequence[Prompt], sampling: Sampling, context: GenerationContext) -> Candidates:
+    def generate(
+        self, model: Path, prompts: Sequence[Prompt], sampling: Sampling, context: GenerationContext
+    ) -> Candidates:
         """`sampling.samples` responses per prompt, ids kept verbatim.
 
         The draw of sample k of prompt p depends on (context.seed, context.iteration, p.id, k) and the model alone,
@@ -173,7 +177,8 @@ class Generator(Component, Protocol):
 class GenerationContext:
     """Where a generation request stands: run `seed`, `iteration`, a `purpose` name that separates streams.
 
-    `banned` token ids are never sampled; `stop` ids end a response; `progress` is told (done, total).
+    `banned` token ids are never sampled; `stop` ids end a response; `dtype` is the precision of the weights;
+    `progress` is told (done, total).
     """
 
     seed: int
@@ -181,6 +186,7 @@ class GenerationContext:
     purpose: str
     stop: tuple[int, ...]
     banned: tuple[int, ...] = ()
+    dtype: str = "float32"
     progress: Progress | None = None
 
 
@@ -213,6 +219,14 @@ class Source(Component, Protocol):
 
         Only called when `provides.policy`.
         """
+
+
+@runtime_checkable
+class Diagnosing(Protocol):
+    """A source that can say more about responses to its prompts, such as which parts of the answer are there."""
+
+    def diagnose(self, responses: Sequence[Response]) -> Mapping[str, float]:
+        """Named finite means over the responses, for reports only."""
 
 
 @runtime_checkable

@@ -1,1 +1,1 @@
-
+"""Everything that touches a language model: loading, scoring, generating."""

@@ -1,1 +1,1 @@
-
+"""Training: the step algebra, its trainer, adapters, checkpoints, and one resumable training stage."""

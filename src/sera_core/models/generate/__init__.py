@@ -1,1 +1,1 @@
-
+"""Generators: sampling responses from a policy."""

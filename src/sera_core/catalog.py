@@ -1,0 +1,137 @@
+"""From hooks to one frozen table: (role, name) -> factory and where it came from; builds components from specs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from types import MappingProxyType
+from typing import Any
+
+import pluggy
+from pydantic import TypeAdapter, ValidationError
+
+from sera_core import __version__
+from sera_core.errors import ConfigError, PluginLoadError, suggest
+from sera_core.hookspecs import PROJECT
+from sera_core.host import BUILTIN, build_manager, distribution_of
+from sera_core.protocols import ROLES
+
+# Names that other distributions of this project supply, so that a missing plugin can be named.
+PROVIDED_ELSEWHERE: Mapping[str, str] = MappingProxyType({"irm": "sera-plugin-irm"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One registered component: its factory (a frozen dataclass) and the distribution that supplies it."""
+
+    role: str
+    name: str
+    factory: type[Any]
+    plugin: str
+    distribution: str
+    version: str
+
+    @property
+    def provenance(self) -> str:
+        """``name@distribution==version``, as the manifest records it."""
+        return f"{self.name}@{self.distribution}=={self.version}"
+
+    @property
+    def summary(self) -> str:
+        """First line of the factory's docstring."""
+        return (self.factory.__doc__ or "").strip().partition("\n")[0]
+
+
+class Catalog:
+    """All components by role and name. Immutable after construction."""
+
+    def __init__(self, entries: Mapping[tuple[str, str], Entry]) -> None:
+        self._entries = MappingProxyType(dict(sorted(entries.items())))
+
+    @classmethod
+    def from_manager(cls, manager: pluggy.PluginManager) -> Catalog:
+        """Collect every registration hook.
+
+        Raises:
+            PluginLoadError: two plugins register one name in one role, or a factory is not a frozen dataclass.
+        """
+        origins = {entry.name: distribution_of(entry) for entry in entry_points(group=PROJECT)}
+        origins[BUILTIN] = ("sera-core", __version__)
+        entries: dict[tuple[str, str], Entry] = {}
+        for role in ROLES:
+            for implementation in getattr(manager.hook, f"sera_register_{role}s").get_hookimpls():
+                distribution, version = origins.get(implementation.plugin_name, ("unknown", "0"))
+                for name, factory in implementation.function().items():
+                    entry = Entry(role, name, factory, implementation.plugin_name, distribution, version)
+                    _add(entries, entry)
+        return cls(entries)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """Every entry, sorted by role and name."""
+        return tuple(self._entries.values())
+
+    def names(self, role: str) -> tuple[str, ...]:
+        """Sorted names registered in a role."""
+        return tuple(name for known, name in self._entries if known == role)
+
+    def entry(self, role: str, name: str) -> Entry:
+        """The entry of a component.
+
+        Raises:
+            ConfigError: unknown role or name; suggests close names and the distribution that supplies the name.
+        """
+        if role not in ROLES:
+            raise ConfigError(f"Unknown role '{role}'. {suggest(role, ROLES)}")
+        found = self._entries.get((role, name))
+        if found is None:
+            remedy = PROVIDED_ELSEWHERE.get(name)
+            install = f" '{name}' is provided by {remedy}: pip install {remedy}." if remedy else ""
+            raise ConfigError(f"Unknown {role} '{name}'.{install} {suggest(name, self.names(role))}")
+        return found
+
+    def build(self, role: str, name: str, options: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
+        """Construct a component from validated options.
+
+        Raises:
+            ConfigError: unknown name or option, wrong type, or a value the component refuses.
+        """
+        entry = self.entry(role, name)
+        given = dict(options or {})
+        fields = [field.name for field in dataclasses.fields(entry.factory) if field.init]
+        for option in given:
+            if option not in fields:
+                raise ConfigError(f"{role} '{name}' has no option '{option}'. {suggest(option, fields)}")
+        try:
+            return TypeAdapter(entry.factory).validate_python(given)
+        except ValidationError as error:
+            raise ConfigError(f"{role} '{name}': {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first validation failure in words: path, what came, what was wrong."""
+    detail = error.errors()[0]
+    path = ".".join(str(part) for part in detail["loc"])
+    return f"{path or 'value'} = {detail['input']!r}: {detail['msg']}."
+
+
+def load_catalog() -> Catalog:
+    """The catalog of everything installed (SERA_PLUGINS respected)."""
+    return Catalog.from_manager(build_manager())
+
+
+def _add(entries: dict[tuple[str, str], Entry], entry: Entry) -> None:
+    other = entries.get((entry.role, entry.name))
+    if other is not None:
+        raise PluginLoadError(
+            f"{entry.role} '{entry.name}' is registered twice: by {other.distribution} {other.version} and by "
+            f"{entry.distribution} {entry.version}. Uninstall one, or restrict plugins with SERA_PLUGINS."
+        )
+    parameters = getattr(entry.factory, "__dataclass_params__", None)
+    if not isinstance(entry.factory, type) or parameters is None or not parameters.frozen:
+        raise PluginLoadError(
+            f"{entry.role} '{entry.name}' of {entry.distribution}: a factory must be a frozen dataclass, "
+            f"got {entry.factory!r}."
+        )
+    entries[entry.role, entry.name] = entry

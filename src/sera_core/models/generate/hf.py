@@ -1,0 +1,217 @@
+"""Generation with transformers: batched, left-padded, the same samples at every batch size."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+
+from sera_core.errors import ConfigError, ModelError
+from sera_core.models.generate.prefill import shared_prefill
+from sera_core.models.generate.sampling import RowSampler
+from sera_core.models.generate.seeds import row_seed
+from sera_core.models.load import load_policy, load_tokenizer, quiet
+from sera_core.protocols import GenerationContext, Needs, Sampling
+from sera_core.records import Candidates, Ids, Prompt, Response
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Sample `sample` of prompt number `prompt`."""
+
+    prompt: int
+    sample: int
+
+
+@dataclass(frozen=True)
+class Transformers:
+    """Samples with `transformers`' own generate. Its options change memory and speed, not which samples come out.
+
+    `token_budget` bounds rows times (prompt + new tokens) of a batch.
+    """
+
+    token_budget: int = 16384
+
+    def __post_init__(self) -> None:
+        """Refuse a budget without tokens."""
+        if self.token_budget < 1:
+            raise ConfigError(f"token_budget must be at least 1, got {self.token_budget}.")
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing beyond the policy."""
+        return Needs()
+
+    def generate(
+        self, model: Path, prompts: Sequence[Prompt], sampling: Sampling, context: GenerationContext
+    ) -> Candidates:
+        """`sampling.samples` responses per prompt; sample k's draw depends on seed, iteration, purpose, prompt id, k.
+
+        A response ends with the first stop id, which it keeps (``stop``), or at the token limit (``length``).
+        Temperature 0 is greedy and allows one sample.
+
+        Raises:
+            ConfigError: sampling values out of range. ModelError: unusable model, an empty prompt, or one too long.
+        """
+        _check_sampling(sampling)
+        if not prompts:
+            return Candidates((), ())
+        policy = load_policy(model, dtype=context.dtype)
+        tokenizer = load_tokenizer(model)
+        _check_prompts(prompts, sampling, policy)
+        # Leftovers of the checkpoint's own sampling defaults would fill every field left open.
+        policy.generation_config = _settings()
+        pad = _pad_id(tokenizer, context)
+        total = len(prompts) * sampling.samples
+        written: dict[_Row, Ids] = {}
+        for rows in self._batches(prompts, sampling):
+            written |= dict(zip(rows, _run(policy, pad, prompts, rows, sampling, context), strict=True))
+            if context.progress is not None:
+                context.progress(len(written), total)
+        texts = _texts(tokenizer, written)
+        return Candidates(
+            tuple(prompts),
+            tuple(
+                tuple(
+                    _response(prompts[i], k, written[_Row(i, k)], texts[_Row(i, k)], context)
+                    for k in range(sampling.samples)
+                )
+                for i in range(len(prompts))
+            ),
+        )
+
+    def _batches(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[_Row]]:
+        """Rows by falling prompt length, as many at once as the budget allows."""
+        batch: list[_Row] = []
+        width = 0
+        for i in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i)):
+            for k in range(sampling.samples):
+                if batch and (len(batch) + 1) * width > self.token_budget:
+                    yield batch
+                    batch = []
+                if not batch:
+                    width = len(prompts[i].ids) + sampling.max_new_tokens
+                batch.append(_Row(i, k))
+        yield batch
+
+
+def _run(
+    policy: PreTrainedModel,
+    pad: int,
+    prompts: Sequence[Prompt],
+    rows: Sequence[_Row],
+    sampling: Sampling,
+    context: GenerationContext,
+) -> list[Ids]:
+    """New ids of each row of one batch, cut after the first stop id."""
+    numbers = list(dict.fromkeys(row.prompt for row in rows))
+    ids, mask = (tensor.to(policy.device) for tensor in _left_padded([prompts[i].ids for i in numbers], pad))
+    lines = torch.tensor([numbers.index(row.prompt) for row in rows], device=policy.device)
+    seeds = [
+        row_seed(context.seed, context.iteration, context.purpose, prompts[row.prompt].id, row.sample) for row in rows
+    ]
+    sampler = RowSampler(
+        torch.tensor(seeds, device=policy.device),
+        ids.shape[1],
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        banned=sorted({*context.banned, pad} - set(context.stop)),
+    )
+    settings = _settings(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(context.stop) or None,
+        pad_token_id=pad,
+    )
+    generate: Any = policy.generate
+    with torch.inference_mode(), quiet():
+        cache = shared_prefill(policy, ids, mask, lines) if len(numbers) < len(rows) else None
+        output = generate(
+            input_ids=ids[lines],
+            attention_mask=mask[lines],
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([sampler]),
+            **({} if cache is None else {"past_key_values": cache}),
+        )
+    return _cut(output[:, ids.shape[1] :].cpu().numpy().astype(np.int32), context.stop)
+
+
+def _left_padded(prompts: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and attention mask, int64 [p, l]."""
+    ids = torch.full((len(prompts), max(map(len, prompts))), pad)
+    mask = torch.zeros_like(ids)
+    for line, prompt in enumerate(prompts):
+        ids[line, -len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[line, -len(prompt) :] = 1
+    return ids, mask
+
+
+def _settings(**values: object) -> GenerationConfig:
+    """A generation configuration with `values` and nothing else."""
+    return GenerationConfig(**values)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
+
+
+def _cut(ids: Ids, stop: Sequence[int]) -> list[Ids]:
+    """Each line of int32 [b, l] up to and including its first stop id."""
+    stops = np.isin(ids, stop)
+    lengths = np.where(stops.any(1), stops.argmax(1) + 1, ids.shape[1])
+    return [line[:length].copy() for line, length in zip(ids, lengths, strict=True)]
+
+
+def _texts(tokenizer: PreTrainedTokenizerBase, written: dict[_Row, Ids]) -> dict[_Row, str]:
+    texts = tokenizer.batch_decode([ids.tolist() for ids in written.values()], skip_special_tokens=True)
+    return dict(zip(written, texts, strict=True))
+
+
+def _response(prompt: Prompt, sample: int, ids: Ids, text: str, context: GenerationContext) -> Response:
+    return Response(
+        prompt=prompt,
+        ids=ids,
+        text=text,
+        finish_reason="stop" if int(ids[-1]) in context.stop else "length",
+        origin=f"policy:{context.iteration}",
+        sample=sample,
+    )
+
+
+def _pad_id(tokenizer: PreTrainedTokenizerBase, context: GenerationContext) -> int:
+    """An id to fill with. It is masked in prompts, and in answers it only follows a stop id."""
+    if tokenizer.pad_token_id is not None:
+        return int(tokenizer.pad_token_id)
+    return context.stop[0] if context.stop else 0
+
+
+def _check_sampling(sampling: Sampling) -> None:
+    if sampling.samples < 1 or sampling.max_new_tokens < 1:
+        raise ConfigError(
+            f"Sampling needs samples >= 1 and max_new_tokens >= 1, got {sampling.samples} and "
+            f"{sampling.max_new_tokens}."
+        )
+    if not 0 < sampling.top_p <= 1 or not 0 <= sampling.temperature < float("inf"):
+        raise ConfigError(
+            f"Sampling needs temperature >= 0 and top_p in (0, 1], got {sampling.temperature} and {sampling.top_p}."
+        )
+    if sampling.temperature == 0 and sampling.samples > 1:
+        raise ConfigError(
+            f"Temperature 0 is greedy: all {sampling.samples} samples would be equal. Set samples to 1 or a "
+            "temperature above 0."
+        )
+
+
+def _check_prompts(prompts: Sequence[Prompt], sampling: Sampling, policy: PreTrainedModel) -> None:
+    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
+    for prompt in prompts:
+        length = len(prompt.ids)
+        if length == 0:
+            raise ModelError(f"Prompt {prompt.id!r} has no tokens; generation needs at least one.")
+        if limit is not None and length + sampling.max_new_tokens > limit:
+            raise ModelError(
+                f"Prompt {prompt.id!r} has {length} tokens; with max_new_tokens {sampling.max_new_tokens} that passes "
+                f"the model's {limit} positions. Shorten prompts or max_new_tokens."
+            )

@@ -1,0 +1,83 @@
+"""Log-probs of responses through the store: what is known is read, what is missing is computed and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from sera_core.errors import ModelError
+from sera_core.models.logps import Group, group_logps
+from sera_core.models.store import LogProbStore, response_key
+from sera_core.protocols import Progress
+from sera_core.records import Floats, Response
+
+
+def score_responses(
+    model_provider: Callable[[], nn.Module],
+    scorer: str,
+    responses: Sequence[Response],
+    template: str,
+    store: LogProbStore,
+    *,
+    token_budget: int = 8192,
+    chunk: int = 512,
+    progress: Progress | None = None,
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Summed log-probs float64 [n] and lengths int64 [n] of n responses, in input order, without gradient.
+
+    `model_provider` gives the model in eval mode; it is called once, and only when the store misses something.
+    `scorer` identifies that model (its weights hash), `template` is the hash of the chat template behind the ids.
+    Equal responses are computed once. Every `chunk` responses are stored as soon as they are done, so that a killed
+    process loses one chunk. `progress` is told (known, total) over distinct responses.
+
+    Raises:
+        ModelError: see `group_logps`. StoreError: see `LogProbStore`.
+    """
+    keys = [response_key(template, response.prompt.ids, response.ids) for response in responses]
+    distinct = dict(zip(keys, responses, strict=True))
+    sums, _, found = store.get(scorer, list(distinct))
+    known = {key: float(total) for key, total, there in zip(distinct, sums, found, strict=True) if there}
+    missing = [key for key in distinct if key not in known]
+    if missing:
+        model = model_provider()
+        for start in range(0, len(missing), chunk):
+            if progress is not None:
+                progress(len(known), len(distinct))
+            known |= _compute(model, scorer, missing[start : start + chunk], distinct, store, token_budget)
+    if progress is not None:
+        progress(len(distinct), len(distinct))
+    return (
+        np.array([known[key] for key in keys], dtype=np.float64),
+        np.array([len(response.ids) for response in responses], dtype=np.int64),
+    )
+
+
+def _compute(
+    model: nn.Module,
+    scorer: str,
+    keys: Sequence[bytes],
+    responses: dict[bytes, Response],
+    store: LogProbStore,
+    token_budget: int,
+) -> dict[bytes, float]:
+    """Sums of the responses named by `keys`, computed and stored. What another process stored first counts."""
+    by_prompt: dict[bytes, list[bytes]] = {}
+    for key in keys:
+        by_prompt.setdefault(responses[key].prompt.ids.tobytes(), []).append(key)
+    groups = [
+        Group(responses[members[0]].prompt.ids, tuple(responses[key].ids for key in members))
+        for members in by_prompt.values()
+    ]
+    order = [key for members in by_prompt.values() for key in members]
+    try:
+        with torch.inference_mode():
+            result = group_logps(model, groups, token_budget=token_budget)
+    except ModelError as error:
+        first, last = (responses[order[end]].prompt.id for end in (0, -1))
+        raise ModelError(f"Scoring the responses to prompts {first!r} ... {last!r}, counted from 0: {error}") from error
+    stored = store.put(scorer, order, result.sums.cpu().numpy(), result.lengths.cpu().numpy().astype(np.int32))
+    return dict(zip(order, stored.tolist(), strict=True))

@@ -1,0 +1,175 @@
+"""Refusals at plan time: combinations that cannot be honoured and options nothing would read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sera_core.errors import ConfigError, suggest
+from sera_core.plan import IterationPlan, Plan
+from sera_core.protocols import Needs, Scorer
+
+
+def check_plan(plan: Plan) -> None:
+    """Raise ConfigError for the first thing in the plan that could not be honoured, naming the option and a remedy."""
+    _check_source(plan)
+    _check_loop(plan)
+    _check_evaluation(plan)
+    for step in plan.iterations:
+        _check_pairs_exist(step)
+        _check_offline(plan, step)
+        _check_generated(plan, step)
+        _check_objective(step)
+    _check_training(plan)
+
+
+def _check_source(plan: Plan) -> None:
+    policy = plan.config.policy
+    if policy.model == "auto" and not plan.source.provides.policy:
+        raise ConfigError(
+            f"policy.model is 'auto', but source '{plan.config.source.name}' brings no policy. "
+            "Set policy.model to a local folder, a hub name, or smollm2-135m."
+        )
+    if policy.model == "auto" and policy.revision is not None:
+        raise ConfigError("policy.revision is set, but policy.model is 'auto', which has no revisions. Remove it.")
+
+
+def _check_loop(plan: Plan) -> None:
+    loop, user = plan.config.loop, _section(plan.user, "loop")
+    if loop.stop is not None and loop.stop.patience >= loop.iterations:
+        raise ConfigError(
+            f"loop.stop.patience = {loop.stop.patience} can never act within loop.iterations = {loop.iterations}. "
+            "Lower the patience, raise the iterations, or remove loop.stop."
+        )
+    if loop.stop is not None and loop.stop.metric != "accuracy" and plan.judge is None:
+        raise ConfigError(f"loop.stop.metric = {loop.stop.metric} needs a judge, and evaluation.judge gives none.")
+    reads_reference = any(
+        part.needs.reference for step in plan.iterations for part in (step.objective.loss, *_scorers(step))
+    )
+    if "reference" in user and not reads_reference:
+        raise ConfigError(
+            f"loop.reference is set, but objective '{plan.config.objective.loss.name}' is reference-free and no scorer "
+            "reads a reference. Remove it."
+        )
+    if "start" in user and loop.iterations == 1 and loop.start == "previous":
+        raise ConfigError("loop.start = previous has no meaning with loop.iterations = 1. Remove it.")
+
+
+def _check_evaluation(plan: Plan) -> None:
+    if plan.judge is not None and plan.judge.needs.gold and not plan.source.provides.gold:
+        raise ConfigError(
+            f"evaluation.judge needs gold answers, which source '{plan.config.source.name}' does not have. "
+            "Choose another judge, or evaluation.judge=null."
+        )
+
+
+def _check_pairs_exist(step: IterationPlan) -> None:
+    if step.offline is None and step.generated is None:
+        raise ConfigError(
+            f"Iteration {step.iteration} would have no pairs: offline is null and generated "
+            "starts later or is null. Set one of them, or generated.from_iteration=1."
+        )
+
+
+def _check_offline(plan: Plan, step: IterationPlan) -> None:
+    settings = step.config.offline
+    if step.offline is None or settings is None:
+        return
+    if settings.select_from > plan.config.loop.iterations:
+        raise ConfigError(
+            f"offline.select_from = {settings.select_from} lies beyond loop.iterations = "
+            f"{plan.config.loop.iterations}: the selector would never act."
+        )
+    reads = step.offline.selector.needs.scores
+    _check_scorer("offline", settings.scorer is not None, reads, f"selector '{settings.selector.name}'")
+    if step.offline.acts and step.offline.scorer is not None:
+        _check_scorer_needs(step, step.offline.scorer, "offline", "offline.select_from=2")
+
+
+def _check_generated(plan: Plan, step: IterationPlan) -> None:
+    settings = step.config.generated
+    if settings is None:
+        return
+    if settings.from_iteration > plan.config.loop.iterations:
+        raise ConfigError(
+            f"generated.from_iteration = {settings.from_iteration} lies beyond loop.iterations = "
+            f"{plan.config.loop.iterations}: nothing would ever be generated."
+        )
+    if step.generated is None:
+        return
+    known = ("offline", *plan.source.provides.prompts)
+    if settings.prompts not in known:
+        raise ConfigError(
+            f"generated.prompts = '{settings.prompts}': source '{plan.config.source.name}' has no such prompts. "
+            f"{suggest(settings.prompts, known)}"
+        )
+    labeler, selector = step.generated.labeler.needs, step.generated.selector.needs
+    if labeler.targets and settings.prompts != "sft":
+        raise ConfigError(
+            f"labeler '{settings.labeler.name}' needs prompts that carry a reference answer: set generated.prompts=sft."
+        )
+    reader = f"labeler '{settings.labeler.name}'" if labeler.scores else f"selector '{settings.selector.name}'"
+    _check_scorer("generated", settings.scorer is not None, labeler.scores or selector.scores, reader)
+    if step.generated.scorer is not None:
+        if step.generated.scorer.needs.annotations:
+            raise ConfigError(
+                f"generated.scorer '{settings.scorer and settings.scorer.name}' reads annotated scores, which the "
+                "policy's own samples do not have. Choose another scorer for generated."
+            )
+        _check_scorer_needs(step, step.generated.scorer, "generated", "generated.from_iteration=2")
+    if labeler.scores and settings.samples < 2:
+        raise ConfigError(
+            f"generated.samples = {settings.samples}: labeler '{settings.labeler.name}' needs at least 2."
+        )
+
+
+def _check_scorer(section: str, given: bool, read: bool, reader: str) -> None:
+    if read and not given:
+        raise ConfigError(f"{section}.scorer is missing: {reader} reads scores. Set {section}.scorer.")
+    if given and not read:
+        raise ConfigError(f"{section}.scorer is set, but {reader} reads no scores: it would be ignored. Remove it.")
+
+
+def _check_scorer_needs(step: IterationPlan, scorer: Scorer, section: str, remedy: str) -> None:
+    if scorer.needs.history and step.iteration == 1:
+        raise ConfigError(
+            f"{section}.scorer reads trained iterates, and before iteration 1 there are none. Set {remedy}."
+        )
+    if scorer.needs.reference and not step.objective.loss.needs.reference:
+        raise ConfigError(
+            f"{section}.scorer compares each iterate with the reference it was trained against, but objective "
+            f"'{step.config.objective.loss.name}' is reference-free. Use a reference-free reward "
+            "(irm: reward=length_normalised) or another objective."
+        )
+
+
+def _check_objective(step: IterationPlan) -> None:
+    parts = step.objective
+    asked: tuple[tuple[str, Needs], ...] = (
+        *(("objective.transforms", transform.needs) for transform in parts.transforms),
+        ("objective.smoother", parts.smoother.needs),
+        ("objective.reweighter", parts.reweighter.needs),
+    )
+    for where, needs in asked:
+        if needs.token_logits or needs.prefixes:
+            what = "both models' token logits" if needs.token_logits else "log-probs under a prompt prefix"
+            raise ConfigError(f"{where} needs {what}, which this version's log-prob engine does not compute.")
+        if needs.reference and not parts.loss.needs.reference:
+            raise ConfigError(f"{where} needs a reference, but objective '{step.config.objective.loss.name}' has none.")
+
+
+def _check_training(plan: Plan) -> None:
+    from sera_core.train.arguments import check_training_fields  # imports transformers: only once all else is right
+
+    for step in plan.iterations:
+        check_training_fields(step.config.training)
+
+
+def _scorers(step: IterationPlan) -> list[Scorer]:
+    parts = (step.offline, step.generated)
+    return [part.scorer for part in parts if part is not None and part.scorer is not None]
+
+
+def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = raw.get(key)
+    return value if isinstance(value, dict) else {}

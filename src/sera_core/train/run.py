@@ -1,0 +1,221 @@
+"""Train one iterate: from pairs and a start policy to a saved model and its step records, resumable at any moment."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+
+from sera_core.errors import ConfigError, ModelError, StoreError
+from sera_core.models.load import quiet, save_policy
+from sera_core.protocols import Progress, Stateful
+from sera_core.records import Pairs, StepRecord
+from sera_core.train.arguments import build_arguments
+from sera_core.train.batch import PairDataset, Reference
+from sera_core.train.checkpoint import (
+    Checkpoints,
+    StepFile,
+    delete_checkpoints,
+    last_complete,
+    restore_components,
+)
+from sera_core.train.checks import check_moved, check_trainable, disable_dropout, sample_parameters
+from sera_core.train.lora import LoraOptions, merge, wrap_lora
+from sera_core.train.step import Algebra
+from sera_core.train.trainer import PairTrainer
+
+_FEWEST_STEPS_BETWEEN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """Everything one training stage depends on.
+
+    `reference` holds stored log-probs, (chosen float32 [n], rejected float32 [n]) aligned with `pairs`, None exactly
+    when the objective needs none. `training` are TrainingArguments fields. `policy_is_reference` says that the start
+    policy's weights are those the reference was measured with (compare their hashes); then step 0 is checked.
+    `keep_dropout` trains with the model's own dropout, which is otherwise off. `checkpoint_every` counts optimiser
+    steps; None means about four checkpoints an epoch. `card` is the README of the saved model. `progress` is told
+    (steps done, steps in all).
+    """
+
+    pairs: Pairs
+    reference: Reference | None
+    algebra: Algebra
+    training: Mapping[str, Any]
+    seed: int
+    iteration: int
+    workdir: Path
+    load_model: Callable[[], PreTrainedModel]
+    tokenizer: PreTrainedTokenizerBase
+    card: str
+    policy_is_reference: bool
+    lora: LoraOptions | None = None
+    keep_dropout: bool = False
+    checkpoint_every: int | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """The saved `model` folder, the `steps_file`, optimiser steps in all, and the last step's metrics.
+
+    `resumed_from` is the optimiser step of the checkpoint that was continued, 0 for none.
+    """
+
+    model: Path
+    steps_file: Path
+    steps: int
+    resumed_from: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> TrainResult:
+    """Train, save the model under ``workdir/model`` and the step records in ``workdir/steps.jsonl``.
+
+    Killed at any moment and called again with the same request, it continues from the last complete checkpoint and
+    ends with the same bytes. `on_step` hears of every step done in this call.
+
+    Raises:
+        ConfigError: training fields or component needs that cannot be honoured. DataError: unusable pairs.
+        ModelError: a failed check on model, reference or loss. StoreError: the disk refuses.
+    """
+    check_needs(request.algebra, request.reference is not None)
+    try:
+        set_seed(request.seed % 2**32)
+        with quiet():
+            return _train(request, on_step)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            "The device ran out of memory during training. Lower training.per_device_train_batch_size and raise "
+            "training.gradient_accumulation_steps by the same factor: the result stays the same."
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"Training could not write to {request.workdir}: {error}. Free space and run again."
+        ) from error
+
+
+def check_needs(algebra: Algebra, has_reference: bool) -> None:
+    """Raise ConfigError when a component asks for something training does not compute, or the reference is amiss."""
+    parts = {"objective": algebra.objective, "smoother": algebra.smoother, "reweighter": algebra.reweighter}
+    parts |= {f"transform {i}": transform for i, transform in enumerate(algebra.transforms)}
+    for role, component in parts.items():
+        name = type(component).__name__
+        if component.needs.token_logits or component.needs.prefixes:
+            what = "token logits" if component.needs.token_logits else "log-probs under prompt prefixes"
+            raise ConfigError(f"The {role} {name} needs {what}, which training does not compute. Choose another one.")
+        if component.needs.reference and not has_reference:
+            raise ConfigError(f"The {role} {name} needs reference log-probs, and none were given.")
+    if has_reference and not any(component.needs.reference for component in parts.values()):
+        raise ConfigError(
+            f"Reference log-probs were given, but no component uses them ({type(algebra.objective).__name__} has no "
+            "reference). Leave them out."
+        )
+
+
+def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> TrainResult:
+    folder, steps_path = request.workdir, request.workdir / "steps.jsonl"
+    dataset = PairDataset(request.pairs, request.reference)
+    folder.mkdir(parents=True, exist_ok=True)
+    arguments = build_arguments(request.training, output_dir=folder, seed=request.seed)
+    if arguments.should_save:
+        delete_checkpoints(folder, complete=False)
+    _barrier(arguments)
+    checkpoint = last_complete(folder)
+    keep = checkpoint.steps_bytes if checkpoint else 0
+    with StepFile(steps_path, keep) if arguments.should_save else nullcontext() as steps:
+        trainer = _trainer(request, arguments, dataset, steps, on_step)
+        if checkpoint is not None:
+            restore_components(checkpoint, _stateful(request.algebra))
+        before = sample_parameters(trainer.policy)
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+    check_moved(before, trainer.policy)
+    if arguments.should_save:
+        _save(merge(trainer.policy), request)
+        delete_checkpoints(folder)
+    _barrier(arguments)
+    resumed_from = checkpoint.step if checkpoint else 0
+    return TrainResult(
+        request.workdir / "model", steps_path, trainer.state.global_step, resumed_from, trainer.last_metrics
+    )
+
+
+def _trainer(
+    request: TrainRequest,
+    arguments: TrainingArguments,
+    dataset: PairDataset,
+    steps: StepFile | None,
+    on_step: Callable[[StepRecord], None],
+) -> PairTrainer:
+    """The trainer around a freshly loaded start policy, its dropout off unless kept, its adapter added."""
+    model = request.load_model()
+    use_cache = model.config.use_cache
+    if not request.keep_dropout:
+        disable_dropout(model)
+    if request.lora is not None:
+        model = wrap_lora(model, request.lora)
+    check_trainable(model)
+    every = request.checkpoint_every or _quarter_epoch(arguments, len(dataset))
+    checkpoints = Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra))
+
+    def heard(record: StepRecord) -> None:
+        if steps is not None:
+            steps.write(record)
+        on_step(record)
+        if request.progress is not None:
+            request.progress(record.step, trainer.state.max_steps)
+
+    trainer = PairTrainer(
+        model,
+        arguments,
+        dataset,
+        request.algebra,
+        iteration=request.iteration,
+        policy_is_reference=request.policy_is_reference,
+        on_step=heard,
+        callbacks=[checkpoints],
+    )
+    # Trainer switches the cache off in the configuration, which would slow down whoever loads the saved model.
+    model.config.use_cache = use_cache
+    return trainer
+
+
+def _quarter_epoch(arguments: TrainingArguments, pairs: int) -> int:
+    """Optimiser steps between checkpoints: a quarter of an epoch, but not fewer than ten."""
+    batch: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return max(_FEWEST_STEPS_BETWEEN, -(-pairs // (4 * batch)))
+
+
+def _stateful(algebra: Algebra) -> dict[str, Stateful]:
+    """The components of `algebra` that keep a state, by role."""
+    parts: dict[str, Any] = {
+        "objective": algebra.objective,
+        "smoother": algebra.smoother,
+        "reweighter": algebra.reweighter,
+    }
+    parts |= {f"transform {i}": transform for i, transform in enumerate(algebra.transforms)}
+    return {name: part for name, part in parts.items() if isinstance(part, Stateful)}
+
+
+def _save(model: PreTrainedModel, request: TrainRequest) -> None:
+    """Write the model beside its place and move it there in one step."""
+    target, partial = request.workdir / "model", request.workdir / "model.partial"
+    for leftover in (partial, target):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    save_policy(model, request.tokenizer, partial, request.card)
+    partial.replace(target)
+
+
+def _barrier(arguments: TrainingArguments) -> None:
+    if arguments.world_size > 1:
+        dist.barrier()

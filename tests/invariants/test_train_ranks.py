@@ -1,0 +1,44 @@
+"""Two processes train what one process trains."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+SCRIPT = str(Path(__file__).with_name("train_ranks.py"))
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+
+
+def run(*command):
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(tmp_path):
+    run(SCRIPT, tmp_path / "one", 8, 1)
+    run(*TORCHRUN, SCRIPT, tmp_path / "two", 2, 2)
+    for name in ("dpo", "orpo", "whole", "lora"):
+        one, two = tmp_path / "one" / name, tmp_path / "two" / name
+        weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
+        for key, value in weights.items():
+            torch.testing.assert_close(value, others[key], rtol=1e-5, atol=1e-5)
+        records, other_records = (
+            [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()] for folder in (one, two)
+        )
+        assert len(records) == len(other_records) == 6
+        for record, other in zip(records, other_records, strict=True):
+            assert record == pytest.approx(other, rel=1e-4, abs=1e-4)

@@ -1,0 +1,34 @@
+"""Run as a script, alone or under torchrun: trains the same tiny models and writes them to a folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import train_cases as cases
+
+from sera_core.builtin.orpo import ORPO
+from sera_core.train.lora import LoraOptions
+from sera_core.train.run import train
+
+RECIPES = {
+    "dpo": dict,
+    "orpo": lambda: {"algebra": cases.algebra(ORPO())},
+    "whole": lambda: {"algebra": cases.algebra(smoother=cases.MovingThreshold(), reweighter=cases.Softmax())},
+    "lora": lambda: {"lora": LoraOptions(r=2)},
+}
+
+
+def main(root, size, accumulate):
+    training = {"optim": "sgd", "learning_rate": 0.05, "per_device_train_batch_size": size}
+    training["gradient_accumulation_steps"] = accumulate
+    for name, changes in RECIPES.items():
+        # 17 pairs: the last effective batch holds one pair, so that a second rank has none.
+        request = cases.request(root / name, pairs=cases.make_pairs(17), training=training, **changes())
+        result = train(request, cases.ignore)
+        assert json.loads(result.steps_file.read_text().splitlines()[-1])["pairs"] == 1.0
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,125 @@
+"""Win rates, intervals, and what a policy's samples and rewards say."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sera_core.errors import DataError
+from sera_core.evaluate.intervals import correlation, mean_interval, score_interval
+from sera_core.evaluate.policy import of_ancestral, of_judge, of_pairs, of_probe, of_samples
+from sera_core.evaluate.winrate import win_rate
+from sera_core.protocols import Needs
+from sera_core.records import Candidates, Pair, Prompt, Response, TextPrompt
+
+
+def response(prompt="p", ids=(1, 2), finish="stop"):
+    source = Prompt(prompt, np.array([9], dtype=np.int32), TextPrompt(prompt, "ask"))
+    return Response(source, np.array(ids, dtype=np.int32), "text", finish, "policy:1")
+
+
+def candidates(*responses):
+    return Candidates(tuple(r.prompt for r in responses), tuple((r,) for r in responses))
+
+
+def test_wilson_by_hand():
+    # n = 10, 5 points, z = 1.96: centre 0.5, half width 1.96/(1+.384) * sqrt(.025 + .0096) = 0.2634
+    low, high = score_interval(5.0, 10, 0.95)
+    assert (low, high) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+@pytest.mark.parametrize("points", [0.0, 8.0])
+def test_wilson_at_the_ends_is_not_degenerate(points):
+    low, high = score_interval(points, 8, 0.95)
+    assert 0 <= low < high <= 1
+    assert high - low > 0.2
+
+
+def test_wilson_covers_with_ties():
+    rng = np.random.default_rng(0)
+    n, hits, runs = 60, 0, 2000
+    for _ in range(runs):
+        points = rng.choice([0.0, 0.5, 1.0], p=[0.3, 0.2, 0.5], size=n).sum()
+        low, high = score_interval(float(points), n, 0.95)
+        hits += low <= 0.6 <= high
+    assert hits / runs >= 0.945
+
+
+def test_mean_interval_by_hand():
+    # values 1, 2, 3: mean 2, s.e. 1/sqrt(3), t(0.975, 2) = 4.3027
+    found = mean_interval(np.array([1.0, 2.0, 3.0]), 0.95)
+    assert found["mean"] == 2
+    assert found["high"] == pytest.approx(2 + 4.3027 / np.sqrt(3), abs=1e-4)
+    assert mean_interval(np.array([5.0]), 0.95) == {"mean": 5.0, "low": 5.0, "high": 5.0, "n": 1}
+
+
+def test_correlation_is_none_where_undefined():
+    assert correlation(np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])) == pytest.approx(1.0)
+    assert correlation(np.array([1.0, 1.0, 1.0]), np.array([1.0, 2.0, 3.0])) is None
+    assert correlation(np.array([1.0, 2.0]), np.array([1.0, 2.0])) is None
+
+
+def test_win_rate_counts_ties_half_and_leaves_abstentions_out():
+    found = win_rate(["win", "win", "tie", "loss", "abstain"], 0.95)
+    assert found is not None
+    assert (found["mean"], found["n"], found["ties"], found["abstained"]) == (0.625, 4, 1, 1)
+    assert win_rate(["abstain"], 0.95) is None
+
+
+@given(st.lists(st.sampled_from(["win", "tie", "loss"]), min_size=1, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_win_rate_is_antisymmetric(verdicts):
+    other = {"win": "loss", "loss": "win", "tie": "tie"}
+    first, second = win_rate(verdicts, 0.9), win_rate([other[v] for v in verdicts], 0.9)
+    assert first is not None
+    assert second is not None
+    assert first["mean"] == pytest.approx(1 - second["mean"])
+    assert first["low"] == pytest.approx(1 - second["high"])
+
+
+def test_samples_by_hand():
+    samples = candidates(response("a", (1,)), response("b", (1, 2)), response("c", (1, 2, 3), "length"))
+    found = of_samples(np.array([0.0, 1.0, 2.0]), samples)
+    assert of_ancestral(np.array([0.0, 1.0, 2.0]), 0.95)["kl_to_initial"] == 1.0
+    assert found["response_length"] == 2.0
+    assert found["eos_rate"] == pytest.approx(2 / 3)
+    assert found["reward_length_correlation"] == pytest.approx(1.0)
+
+
+class ByLength:
+    needs = Needs(gold=True)
+
+    def grade(self, responses):
+        return np.array([float(len(r.ids)) for r in responses])
+
+    def compare(self, first, second):
+        pairs = zip(self.grade(first), self.grade(second), strict=True)
+        return tuple("win" if a > b else "loss" if a < b else "tie" for a, b in pairs)
+
+
+def test_judge_grades_and_compares():
+    values, grades = of_judge(ByLength(), candidates(response(ids=(1, 2))), candidates(response(ids=(1,))), 0.95)
+    assert values["win_rate_vs_initial"]["mean"] == 1.0
+    assert values["gold_reward"]["mean"] == 2.0
+    assert grades is not None
+    assert grades.tolist() == [2.0]
+    assert of_judge(None, candidates(response()), candidates(response()), 0.95)[0]["win_rate_vs_initial"] is None
+
+
+def test_judging_different_prompts_is_refused():
+    with pytest.raises(DataError, match="different prompts"):
+        of_judge(ByLength(), candidates(response("a")), candidates(response("b")), 0.95)
+
+
+def test_held_out_pairs_by_hand():
+    found = of_pairs(np.array([1.0, -1.0, 0.0, 2.0]), np.array([0.5, -0.5, 1.0, 0.0]))
+    assert found == {"margin_mean": 0.5, "accuracy": 0.625, "chosen_logp_drift": 0.25}
+    assert of_pairs(np.zeros(0), np.zeros(0))["accuracy"] is None
+
+
+def test_probe_sees_length():
+    pairs = [Pair(str(i), response(ids=(1,) * (i + 1)), response(ids=(1,)), "s", "t") for i in range(4)]
+    found = of_probe(np.array([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0]), pairs, None)
+    assert found["length_correlation"] == pytest.approx(1.0)
+    assert found["accuracy"] == 0.875
+    assert found["gold_correlation"] is None

@@ -1,0 +1,272 @@
+"""Order, collation, arguments, adapters and checkpoints of the training room, each by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from sera_core.errors import ConfigError, DataError, ModelError, StoreError
+from sera_core.protocols import Needs
+from sera_core.records import Pair, Pairs, Prompt, Response, StepRecord, TextPrompt
+from sera_core.train.arguments import OWNED, build_arguments, check_training_fields
+from sera_core.train.batch import Draw, EpochBatches, PairDataset, collate
+from sera_core.train.checkpoint import (
+    Checkpoint,
+    StepFile,
+    delete_checkpoints,
+    last_complete,
+    restore_components,
+)
+from sera_core.train.checks import check_reference, disable_dropout
+from sera_core.train.lora import LoraOptions, adapter_off, merge, wrap_lora
+from sera_core.train.run import check_needs
+from sera_core.train.step import Algebra
+
+NOTHING = Needs()
+
+
+def pair(name, flipped=None):
+    prompt = Prompt(name, np.array([1, 2], np.int32), TextPrompt(name, "text"))
+    sides = (Response(prompt, np.array(ids, np.int32), "", "given", "offline") for ids in ([3, 4], [5]))
+    return Pair(name, *sides, "source", "template", flipped=flipped)
+
+
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(1, 4), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_every_pair_is_drawn_once_and_the_order_ignores_ranks(pairs, size, world, epoch):
+    ranks = []
+    for rank in range(world):
+        order = EpochBatches(pairs, size, 5, rank, world)
+        order.epoch = epoch
+        ranks.append(list(order))
+        assert len(ranks[-1]) == len(order)
+    drawn = [draw.pair for step in zip(*ranks, strict=True) for batch in step for draw in batch if draw.counted]
+    alone = EpochBatches(pairs, size * world, 5)
+    alone.epoch = epoch
+    assert drawn == [draw.pair for batch in alone for draw in batch]
+    assert sorted(drawn) == list(range(pairs))
+    assert all(batch for rank in ranks for batch in rank)
+
+
+def test_order_changes_with_epoch_and_seed():
+    def order(seed, epoch):
+        batches = EpochBatches(50, 8, seed)
+        batches.epoch = epoch
+        return [draw.pair for batch in batches for draw in batch]
+
+    assert order(1, 0) == order(1, 0)
+    assert len({tuple(order(seed, epoch)) for seed in (1, 2) for epoch in (0, 1)}) == 4
+
+
+def test_collation_keeps_ids_references_and_flips():
+    reference = (np.array([-1.5, -2.5], np.float32), np.array([-3.5, -4.5], np.float32))
+    dataset = PairDataset(Pairs((pair("a", flipped=True), pair("b"))), reference)
+    batch = collate([dataset[Draw(1, True)], dataset[Draw(0, True)]])
+    assert batch.ids == ("b", "a")
+    assert batch.chosen_reference.tolist() == [-2.5, -1.5]
+    assert batch.rejected_reference.dtype == torch.float32
+    assert batch.groups[0].responses[1].tolist() == [5]
+    assert batch.flipped[1].item() == 1
+    assert bool(batch.flipped[0].isnan())
+    assert batch.pairs == 2
+    logps = batch.logps(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2, 1, 2, 1]))
+    assert logps.chosen_policy.tolist() == [1, 3]
+    assert logps.rejected_length.tolist() == [1, 1]
+    filler = collate([dataset[Draw(0, False)]])
+    assert filler.pairs == 0
+    assert collate([PairDataset(Pairs((pair("a"),)), None)[Draw(0, True)]]).chosen_reference is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "reference", "message"),
+    [
+        (Pairs((), {"tie": 3}), None, r"no pair to train on \(dropped before: 3 tie\)"),
+        (Pairs((pair("a"), pair("a"))), None, "Two training pairs have the id 'a'"),
+        (Pairs((pair("a"),)), (np.zeros(2), np.zeros(1)), r"chosen responses have shape \(2,\), expected \(1,\)"),
+        (Pairs((pair("a"),)), (np.zeros(1), np.array([np.nan])), "rejected response of pair 'a' is nan"),
+    ],
+)
+def test_unusable_data_is_refused(pairs, reference, message):
+    with pytest.raises(DataError, match=message):
+        PairDataset(pairs, reference)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"learning_rte": 1}, "training.learning_rte is unknown. Did you mean 'learning_rate'"),
+        ({"learning_rate": 0}, "learning_rate is 0.*nothing would be trained"),
+        ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
+        ({"learning_rate": True}, "learning_rate must be a number, got True"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"bf16": "yes"}, "bf16 must be true or false, got 'yes'"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1"),
+        ({"gradient_accumulation_steps": 1.5}, "must be a whole number, got 1.5"),
+        ({"num_train_epochs": 0}, "take no step"),
+        ({"max_steps": 0}, "take no step"),
+        *(({name: 1}, f"training.{name} cannot be set: ") for name in sorted(OWNED)),
+    ],
+)
+def test_training_fields_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        check_training_fields(fields)
+
+
+def test_numbers_written_as_text_are_read():
+    checked = check_training_fields({"learning_rate": "1e-5", "max_steps": "7", "warmup_steps": 0.1})
+    assert checked == {"learning_rate": 1e-5, "max_steps": 7, "warmup_steps": 0.1}
+
+
+def test_every_owned_field_has_a_reason_of_its_own_or_exists_no_more():
+    known = {field.name for field in dataclasses.fields(build_arguments.__globals__["TrainingArguments"])}
+    assert OWNED.keys() - known <= {"group_by_length"}
+    assert all(reason and not reason.endswith(".") for reason in OWNED.values())
+
+
+def test_arguments_are_built(tmp_path):
+    given = {"learning_rate": 2e-4, "lr_scheduler_type": "cosine", "use_cpu": True}
+    arguments = build_arguments(given, output_dir=tmp_path / "out", seed=2**40 + 5)
+    assert (arguments.learning_rate, arguments.seed, arguments.report_to) == (2e-4, 5, [])
+    assert (arguments.save_strategy, arguments.logging_steps, arguments.n_gpu) == ("no", 1, 0)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ConfigError, match=r"transformers refuses the training fields.*'cosin'"):
+        build_arguments({"lr_scheduler_type": "cosin", "use_cpu": True}, output_dir=tmp_path, seed=0)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    return torch.tensor([[1, 2, 3, 4, 5]])
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=9, num_key_value_heads=2, **shape, **changes)).eval()
+
+
+def test_adapter_starts_neutral_switches_off_and_merges(ids):
+    plain = tiny()(ids).logits
+    model = wrap_lora(tiny(), LoraOptions(r=2, alpha=4, target_modules=("q_proj", "down_proj")))
+    assert torch.equal(model(ids).logits, plain)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.3)
+    changed = model(ids).logits
+    assert not torch.allclose(changed, plain)
+    with adapter_off(model):
+        assert torch.equal(model(ids).logits, plain)
+    merged = merge(model)
+    assert type(merged) is LlamaForCausalLM
+    torch.testing.assert_close(merged(ids).logits, changed, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (LoraOptions(target_modules=("q_prj",)), "no linear layer called 'q_prj'.*Did you mean 'q_proj'"),
+        (LoraOptions(target_modules=("q_proj", "norm")), "no linear layer called 'norm'"),
+        (LoraOptions(r=0), "r >= 1.*r=0"),
+        (LoraOptions(dropout=1.0), "dropout=1.0"),
+    ],
+)
+def test_bad_adapters_are_refused(options, message):
+    with pytest.raises(ModelError, match=message):
+        wrap_lora(tiny(), options)
+
+
+def test_missing_peft_names_the_extra(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(ModelError, match=r"pip install 'sera-core\[peft\]'"):
+        wrap_lora(tiny(), LoraOptions())
+
+
+def test_disable_dropout_reaches_layers_and_attention():
+    model = tiny(attention_dropout=0.5)
+    model.extra = torch.nn.Dropout(0.4)
+    disable_dropout(model)
+    assert model.extra.p == 0
+    assert model.model.layers[0].self_attn.attention_dropout == 0
+    assert model.config.attention_dropout == 0.5
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off", "passes"),
+    [
+        (torch.float32, 0.010, True),
+        (torch.float32, 0.012, False),
+        (torch.bfloat16, 2.0, True),
+        (torch.bfloat16, 2.5, False),
+    ],
+)
+def test_reference_tolerance(dtype, off, passes):
+    stored, live, lengths = torch.tensor([-100.0 - off]), torch.tensor([-100.0]), torch.tensor([10])
+    if passes:
+        check_reference("chosen", stored, live, lengths, ["a"], dtype)
+    else:
+        with pytest.raises(ModelError, match=r"log p\(chosen\) of pair 'a' is stored as -10"):
+            check_reference("chosen", stored, live, lengths, ["a"], dtype)
+
+
+def test_step_file_is_cut_where_the_checkpoint_was(tmp_path):
+    with StepFile(tmp_path / "steps", 0) as steps:
+        steps.write(StepRecord(2, 1, {"loss": 0.5}))
+        length = steps.length()
+        steps.write(StepRecord(2, 2, {"loss": 0.25}))
+    with StepFile(tmp_path / "steps", length) as steps:
+        assert steps.length() == length
+        steps.write(StepRecord(2, 2, {"loss": 0.125}))
+    lines = [json.loads(line) for line in (tmp_path / "steps").read_text().splitlines()]
+    assert lines == [{"iteration": 2, "step": 1, "loss": 0.5}, {"iteration": 2, "step": 2, "loss": 0.125}]
+
+
+def test_step_file_shorter_than_its_checkpoint_is_refused(tmp_path):
+    with pytest.raises(StoreError, match="shorter than its checkpoint says"):
+        StepFile(tmp_path / "steps", 1)
+
+
+def test_only_complete_checkpoints_count(tmp_path):
+    for step, complete in ((9, True), (10, True), (12, False)):
+        path = tmp_path / f"checkpoint-{step}"
+        path.mkdir()
+        if complete:
+            (path / "complete.json").write_text(json.dumps({"step": step, "steps_bytes": step * 100}))
+    assert last_complete(tmp_path) == Checkpoint(tmp_path / "checkpoint-10", 10, 1000)
+    delete_checkpoints(tmp_path, complete=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-10", "checkpoint-9"]
+    assert last_complete(tmp_path / "absent") is None
+    (tmp_path / "checkpoint-9" / "complete.json").write_text("{")
+    with pytest.raises(StoreError, match="Cannot read the checkpoint marker"):
+        last_complete(tmp_path)
+
+
+def test_component_states_must_fit(tmp_path):
+    (tmp_path / "components.json").write_text('{"smoother": {}}')
+    with pytest.raises(StoreError, match=r"states for \['smoother'\], the run has stateful components \[\]"):
+        restore_components(Checkpoint(tmp_path, 1, 0), {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    needs: Needs = NOTHING
+
+
+@pytest.mark.parametrize(
+    ("parts", "has_reference", "message"),
+    [
+        ((Part(), (Part(Needs(prefixes=("p",))),), Part(), Part()), False, "transform 0 Part needs log-probs under"),
+        ((Part(), (), Part(Needs(token_logits=True)), Part()), False, "smoother Part needs token logits"),
+        ((Part(Needs(reference=True)), (), Part(), Part()), False, "objective Part needs reference"),
+        ((Part(), (), Part(), Part()), True, "no component uses them"),
+    ],
+)
+def test_needs_that_cannot_be_met_are_refused(parts, has_reference, message):
+    with pytest.raises(ConfigError, match=message):
+        check_needs(Algebra(*parts), has_reference)
