@@ -55,11 +55,19 @@ class Context:
     reporter: Reporter
 
     def stage(
-        self, name: str, where: str, inputs: Mapping[str, Any], compute: Callable[[Path, Progress], None]
+        self,
+        name: str,
+        where: str,
+        inputs: Mapping[str, Any],
+        compute: Callable[[Path, Progress], None],
+        *,
+        resumable: bool = False,
     ) -> Stage:
-        """Run or reuse a stage, telling the reporter."""
+        """Run or reuse a stage, telling the reporter; the arguments are those of `Workspace.stage`."""
         progress = self.reporter.stage_started(where)
-        stage = self.workspace.stage(name, where, inputs, lambda folder: compute(folder, progress))
+        stage = self.workspace.stage(
+            name, where, inputs, lambda folder: compute(folder, progress), resumable=resumable
+        )
         self.reporter.stage_finished(where, stage.seconds, stage.reused)
         return stage
 

@@ -99,7 +99,7 @@ def _train(
         "template": run.template,
         "draw": [config.seed, step.iteration],
     }
-    return run.stage("train", f"iter_{step.iteration}/train", inputs, compute)
+    return run.stage("train", f"iter_{step.iteration}/train", inputs, compute, resumable=True)
 
 
 def _lora(config: LoraConfig) -> LoraOptions:

@@ -66,8 +66,8 @@ class Workspace:
 
     A stage's key is the hash of its name, the package version and its inputs. A finished stage with the same key is
     reused from the run's folder, then from the cache; files are compared with their recorded checksums first, and a
-    damaged copy is computed again. An unfinished stage keeps its folder ``<stage>.partial``, so that a computation
-    with checkpoints of its own (training) continues there.
+    damaged copy is computed again. An interrupted stage starts afresh, unless it is `resumable`: a computation with
+    checkpoints of its own (training) finds its folder ``<stage>.partial`` as it left it.
     """
 
     def __init__(self, out: Path, cache: Path) -> None:
@@ -93,7 +93,15 @@ class Workspace:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def stage(self, name: str, where: str, inputs: Mapping[str, Any], compute: Callable[[Path], None]) -> Stage:
+    def stage(
+        self,
+        name: str,
+        where: str,
+        inputs: Mapping[str, Any],
+        compute: Callable[[Path], None],
+        *,
+        resumable: bool = False,
+    ) -> Stage:
         """The stage's result, computed only if no valid one exists.
 
         Args:
@@ -101,6 +109,7 @@ class Workspace:
             where: folder below the run, such as ``iter_1/train``; not part of the key.
             inputs: everything the result depends on, JSON-able.
             compute: writes all files of the stage into the folder it is given.
+            resumable: `compute` itself cleans up and continues what it left in the folder when it was interrupted.
 
         Raises:
             StoreError: the disk is full or refuses the files.
@@ -111,10 +120,14 @@ class Workspace:
         if found is None and (kept := _read(cached, name, key)) is not None:
             link_tree(cached, final)
             found = Stage(name, final, key, kept.seconds, reused=True)
-        return found or self._compute(name, final, cached, key, compute)
-
-    def _compute(self, name: str, final: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
         partial = final.with_name(final.name + ".partial")
+        if found is not None or not resumable:
+            # What an interrupted attempt left would be recorded with the results.
+            _remove(partial)
+        return found or self._compute(name, partial, cached, key, compute)
+
+    def _compute(self, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
+        final = partial.with_suffix("")
         try:
             _prepare(partial, key)
             began = time.perf_counter()

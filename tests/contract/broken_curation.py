@@ -1,6 +1,6 @@
 """Scorers and selectors that each break one line of the contract, and the sound ones they come from."""
 
-# ruff: noqa: ARG002, ARG005 (broken components ignore what they are given)
+
 
 from dataclasses import dataclass, field
 from typing import ClassVar

@@ -1,6 +1,6 @@
 """Labelers, generators, judges and sources that each break one line of the contract."""
 
-# ruff: noqa: ARG005 (broken components ignore what they are given)
+
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

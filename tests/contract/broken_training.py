@@ -1,6 +1,6 @@
 """Objectives, transforms, smoothers and reweighters that each break one line of the contract."""
 
-# ruff: noqa: ARG005 (broken components ignore what they are given)
+
 
 from dataclasses import dataclass
 

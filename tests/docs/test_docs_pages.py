@@ -124,6 +124,25 @@ def test_the_world_s_diagnostics_are_documented():
     assert listed == set(re.findall(r'"(\w+)"', written))
 
 
+def test_the_world_offers_its_diagnostics_to_reports():
+    from sera_core.protocols import Diagnosing
+    from sera_core.world.source import World
+
+    assert isinstance(World(), Diagnosing)
+
+
+@pytest.mark.parametrize("variable", ["SERA_CACHE", "SERA_PLUGINS"])
+def test_environment_variables_are_documented_and_read(variable):
+    assert variable in section("docs/configuration.md", "Environment")
+    assert any(f'"{variable}"' in text for text in sources())
+
+
+def test_every_sera_variable_of_the_code_is_documented():
+    read = {name for text in sources() for name in re.findall(r'"(SERA_[A-Z_]+)"', text)}
+    pages = "".join(text_of(name) for name in names())
+    assert {name for name in read if name not in pages} == set()
+
+
 def messages():
     """Every text in the code, with … where a value is filled in."""
     found = []
@@ -139,5 +158,5 @@ def messages():
 
 @pytest.mark.parametrize("quoted", re.findall(r"^> `(.+)`$", text_of("docs/troubleshooting.md"), re.MULTILINE))
 def test_quoted_messages_exist(quoted):
-    wanted = re.sub(r"…+", ".*", re.escape(quoted).replace("…", "…"))
+    wanted = re.escape(quoted).replace("…", ".*")
     assert any(re.search(wanted, message, re.DOTALL) for message in messages())

@@ -147,7 +147,7 @@ def test_trackers_get_every_metric(tmp_path, monkeypatch):
 
 
 class Greedy(DPO):
-    def losses(self, margins):  # noqa: ARG002
+    def losses(self, margins):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 

@@ -101,7 +101,7 @@ class MovingThreshold:
     def needs(self):
         return Needs()
 
-    def flip_weights(self, confidence, batch):  # noqa: ARG002
+    def flip_weights(self, confidence, batch):
         flips = []
         for value in confidence.tolist():
             flips.append(self.rate if value < self.mean else 0.0)

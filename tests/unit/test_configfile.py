@@ -92,7 +92,9 @@ def test_extends_in_a_circle(tmp_path):
         configfile.read(tmp_path / "a.yaml")
 
 
-@pytest.mark.parametrize(("text", "words"), [("a: [", "not valid YAML"), ("- 1\n", "must hold a mapping"), ("", "mapping")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("a: [", "not valid YAML"), ("- 1\n", "must hold a mapping"), ("", "mapping")]
+)
 def test_unreadable_files(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text, encoding="utf-8")

@@ -27,7 +27,9 @@ def response(name, *ids, owner=None):
 
 def pair(name, chosen=(1, 2), rejected=(3,), flipped=None):
     owner = prompt(name)
-    return Pair(name, response(name, *chosen, owner=owner), response(name, *rejected, owner=owner), "s", "t", 1.0, flipped)
+    return Pair(
+        name, response(name, *chosen, owner=owner), response(name, *rejected, owner=owner), "s", "t", 1.0, flipped
+    )
 
 
 def test_measure_computes_what_is_needed_and_nothing_else():

@@ -12,8 +12,8 @@ import pytest
 from sera_core import host
 from sera_core.catalog import Catalog, load_catalog
 from sera_core.errors import ConfigError, PluginLoadError
-from sera_core.host import build_manager
 from sera_core.hookspecs import hookimpl
+from sera_core.host import build_manager
 from sera_core.protocols import ROLES, Needs
 
 
@@ -126,7 +126,9 @@ def test_the_allow_list(monkeypatch):
         build_manager(allow=["godo"])
 
 
-@pytest.mark.parametrize("module", ["sera_core", "sera_core.host", "sera_core.catalog", "sera_core.config", "sera_core.cli"])
+@pytest.mark.parametrize(
+    "module", ["sera_core", "sera_core.host", "sera_core.catalog", "sera_core.config", "sera_core.cli"]
+)
 def test_light_rooms_do_not_import_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -20,7 +20,11 @@ def preset(name, *overrides):
 
 def test_sera_selects_from_the_second_iteration(catalog):
     plan = make_plan(preset("sera-dpo"), catalog)
-    assert [(s.offline.acts, s.generated is not None) for s in plan.iterations] == [(False, False), (True, True), (True, True)]
+    assert [(s.offline.acts, s.generated is not None) for s in plan.iterations] == [
+        (False, False),
+        (True, True),
+        (True, True),
+    ]
     assert plan.provenance["scorer:irm"].startswith("irm@sera-plugin-irm==")
 
 
@@ -62,7 +66,11 @@ def test_planning_leaves_the_settings_alone(catalog):
 
 
 REFUSALS = {
-    "unknown section": ("dpo", ["trainig.learning_rate=1"], r"Unknown key 'trainig' in the configuration. Did you mean 'training'"),
+    "unknown section": (
+        "dpo",
+        ["trainig.learning_rate=1"],
+        r"Unknown key 'trainig' in the configuration. Did you mean 'training'",
+    ),
     "unknown key": ("dpo", ["loop.iteratons=2"], r"Unknown key 'iteratons' in loop. Did you mean 'iterations'"),
     "unknown nested key": ("dpo", ["policy.lora={rank: 8}"], r"Unknown key 'rank' in policy.lora"),
     "wrong type": ("dpo", ["loop.iterations=many"], r"loop.iterations = 'many'"),
@@ -70,15 +78,27 @@ REFUSALS = {
     "negative seed": ("dpo", ["seed=-1"], r"seed = -1"),
     "bad name": ("dpo", ["name=a/b"], r"name = 'a/b'"),
     "unknown objective": ("dpo", ["objective.loss=dop"], r"Unknown objective 'dop'. Did you mean 'dpo'"),
-    "unknown option": ("dpo", ["objective.loss={name: dpo, bta: 1}"], r"objective 'dpo' has no option 'bta'. Did you mean 'beta'"),
-    "option of another component": ("dpo", ["objective.loss={name: orpo, beta: 1}"], r"objective 'orpo' has no option 'beta'"),
+    "unknown option": (
+        "dpo",
+        ["objective.loss={name: dpo, bta: 1}"],
+        r"objective 'dpo' has no option 'bta'. Did you mean 'beta'",
+    ),
+    "option of another component": (
+        "dpo",
+        ["objective.loss={name: orpo, beta: 1}"],
+        r"objective 'orpo' has no option 'beta'",
+    ),
     "option out of range": ("dpo", ["objective.loss.beta=-1"], r"beta"),
     "unknown source": ("dpo", ["source=wrld"], r"Unknown source 'wrld'. Did you mean 'world'"),
     "source option": ("dpo", ["source.nois=0.1"], r"source 'world' has no option 'nois'"),
     "component without name": ("dpo", ["objective.loss=null", "objective.loss.beta=1"], r"name"),
     "no policy": ("dpo", ["source=./x/y"], r"policy.model is 'auto', but source 'preferences' brings no policy"),
     "revision of auto": ("dpo", ["policy.revision=main"], r"policy.revision is set, but policy.model is 'auto'"),
-    "reference unused": ("orpo", ["loop.reference=initial"], r"loop.reference is set, but objective 'orpo' is reference-free"),
+    "reference unused": (
+        "orpo",
+        ["loop.reference=initial"],
+        r"loop.reference is set, but objective 'orpo' is reference-free",
+    ),
     "start unused": ("dpo", ["loop.start=previous"], r"loop.start = previous has no meaning"),
     "patience too long": ("dpo", ["loop.stop={patience: 3}"], r"loop.stop.patience = 3 can never act"),
     "stop without judge": (
@@ -88,15 +108,35 @@ REFUSALS = {
     ),
     "no pairs": ("dpo", ["offline=null"], r"Iteration 1 would have no pairs"),
     "scorer unused": ("dpo", ["offline.scorer=length"], r"offline.scorer is set, but selector 'all' reads no scores"),
-    "scorer missing": ("dpo", ["offline.selector={name: top, count: 3}"], r"offline.scorer is missing: selector 'top' reads scores"),
-    "history too early": ("sera-dpo", ["offline.select_from=1"], r"offline.scorer reads trained iterates.*select_from=2"),
+    "scorer missing": (
+        "dpo",
+        ["offline.selector={name: top, count: 3}"],
+        r"offline.scorer is missing: selector 'top' reads scores",
+    ),
+    "history too early": (
+        "sera-dpo",
+        ["offline.select_from=1"],
+        r"offline.scorer reads trained iterates.*select_from=2",
+    ),
     "generation too early": ("sera-dpo", ["generated.from_iteration=1"], r"generated.scorer reads trained iterates"),
-    "selection too late": ("sera-dpo", ["offline.select_from=4"], r"offline.select_from = 4 lies beyond loop.iterations = 3"),
+    "selection too late": (
+        "sera-dpo",
+        ["offline.select_from=4"],
+        r"offline.select_from = 4 lies beyond loop.iterations = 3",
+    ),
     "generation too late": ("sera-dpo", ["generated.from_iteration=9"], r"generated.from_iteration = 9 lies beyond"),
     "unknown prompts": ("sera-dpo", ["generated.prompts=frsh"], r"has no such prompts. Did you mean 'fresh'"),
     "targets missing": ("spin", ["generated.prompts=offline"], r"needs prompts that carry a reference answer"),
-    "annotated own samples": ("sera-dpo", ["generated.scorer=annotated"], r"reads annotated scores, which the policy's own samples"),
-    "one sample": ("sera-dpo", ["generated.samples=1"], r"generated.samples = 1: labeler 'best_worst' needs at least 2"),
+    "annotated own samples": (
+        "sera-dpo",
+        ["generated.scorer=annotated"],
+        r"reads annotated scores, which the policy's own samples",
+    ),
+    "one sample": (
+        "sera-dpo",
+        ["generated.samples=1"],
+        r"generated.samples = 1: labeler 'best_worst' needs at least 2",
+    ),
     "scorer of a referenceless run": (
         "sera-dpo",
         ["objective.loss=simpo"],

@@ -56,7 +56,7 @@ class Flip:
     rate: float = 0.0
     needs: Needs = NOTHING
 
-    def flip_weights(self, confidence, batch):  # noqa: ARG002
+    def flip_weights(self, confidence, batch):
         assert not confidence.requires_grad
         return torch.full_like(confidence, 1 - self.rate), torch.full_like(confidence, self.rate)
 

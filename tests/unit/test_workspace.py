@@ -70,7 +70,11 @@ def test_a_broken_record_counts_as_no_result(workspace):
     assert compute.calls == 2
 
 
-def test_an_interrupted_stage_keeps_its_folder_for_the_same_inputs_only(workspace):
+@pytest.mark.parametrize(
+    ("resumable", "found"),
+    [(True, [["key"], ["checkpoint", "key"], ["key"]]), (False, [["key"]] * 3)],
+)
+def test_only_a_resumable_stage_keeps_its_folder_and_for_the_same_inputs_only(workspace, resumable, found):
     seen = []
 
     def interrupted(folder):
@@ -80,8 +84,16 @@ def test_an_interrupted_stage_keeps_its_folder_for_the_same_inputs_only(workspac
 
     for inputs in ({"a": 1}, {"a": 1}, {"a": 2}):
         with pytest.raises(RuntimeError, match="killed"):
-            workspace.stage("train", "t", inputs, interrupted)
-    assert seen == [["key"], ["checkpoint", "key"], ["key"]]
+            workspace.stage("train", "t", inputs, interrupted, resumable=resumable)
+    assert seen == found
+
+
+def test_a_result_from_the_cache_removes_what_an_interrupted_attempt_left(workspace):
+    (workspace.out / "s.partial").mkdir()
+    other = Workspace(workspace.out.parent / "other", workspace.cache)
+    other.stage("score", "s", {}, Counting())
+    assert workspace.stage("score", "s", {}, Counting()).reused
+    assert not (workspace.out / "s.partial").exists()
 
 
 def test_a_full_disk_is_a_clear_error_and_loses_nothing(workspace):

@@ -49,7 +49,7 @@ class ImplicitRewardMargin:
 
     @property
     def needs(self) -> Needs:
-        """Two trained iterates, one without an ensemble; for log-ratios also the references they were trained against."""
+        """Two trained iterates, one without an ensemble; for log-ratios also each one's training reference."""
         return Needs(history=1 if self.gamma == 0 else 2, reference=self.reward == "log_ratio")
 
     def scores(self, responses: Sequence[Response], logps: ScoringLogps) -> Floats:  # noqa: ARG002
