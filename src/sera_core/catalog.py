@@ -21,6 +21,22 @@ from sera_core.protocols import ROLES
 # Names that other distributions of this project supply, so that a missing plugin can be named.
 PROVIDED_ELSEWHERE: Mapping[str, str] = MappingProxyType({"irm": "sera-plugin-irm"})
 
+# What a value should have been, by the start of pydantic's name for the failure.
+_EXPECTED: Mapping[str, str] = MappingProxyType(
+    {
+        "int_": "a whole number",
+        "float_": "a number",
+        "bool_": "true or false",
+        "string_type": "text",
+        "list_": "a list",
+        "dict_": "a mapping (key: value)",
+        "model_": "a mapping (key: value)",
+        "too_short": "a list with at least one entry",
+        "string_pattern": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
+    }
+)
+_LONGEST_SHOWN = 200
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -110,10 +126,27 @@ class Catalog:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first validation failure in words: path, what came, what was wrong."""
-    detail = error.errors()[0]
-    path = ".".join(str(part) for part in detail["loc"])
-    return f"{path or 'value'} = {detail['input']!r}: {detail['msg']}."
+    """The first validation failure in words: path, what came, what was expected instead."""
+    failures = [(_path(detail["loc"]), detail) for detail in error.errors()]
+    path, first = failures[0]
+    if first["type"] == "missing":
+        return f"{path} is missing."
+    expected = dict.fromkeys(_expected(detail["type"], detail["msg"]) for other, detail in failures if other == path)
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + "..."
+    return f"{path or 'value'} = {shown}: {', or '.join(expected)}."
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """The path in the settings, without the validation library's tags for members of a union."""
+    return ".".join(str(part) for part in location if "[" not in str(part))
+
+
+def _expected(kind: str, message: str) -> str:
+    for start, words in _EXPECTED.items():
+        if kind.startswith(start):
+            return f"must be {words}"
+    return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
 def load_catalog() -> Catalog:

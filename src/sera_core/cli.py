@@ -79,24 +79,25 @@ def compare(
     """Finished runs side by side."""
     from sera_core.console import comparison_table
 
-    summaries = [_summary(folder) for folder in runs]
+    summaries = [_read(folder, "summary.json") for folder in runs]
     if as_json:
         emit(summaries)
         return
     console = Console()
-    console.print(comparison_table(summaries))
+    final = [_read(folder, "manifest.json")["final_iteration"] for folder in runs]
+    console.print(comparison_table(summaries, final))
     for folder, summary in zip(runs, summaries, strict=True):
         console.print(
             f"{summary['name']}: report {folder / 'summary.json'}, model {summary['final_model']}", soft_wrap=True
         )
 
 
-def _summary(folder: Path) -> Any:  # noqa: ANN401
+def _read(folder: Path, name: str) -> Any:  # noqa: ANN401
     try:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        return json.loads((folder / name).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SeraError(
-            f"{folder} holds no finished run: {folder / 'summary.json'} cannot be read ({error}). "
+            f"{folder} holds no finished run: {folder / name} cannot be read ({error}). "
             "Run the same `sera run` command again to finish it."
         ) from error
 

@@ -43,7 +43,7 @@ class LoraConfig(Section):
     r: int = Field(default=8, ge=1, description="Rank of the adapter matrices.")
     alpha: int = Field(default=16, ge=1, description="Scale; the update is alpha / r times the product.")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
-    target_modules: list[str] | Literal["all-linear"] = Field(
+    target_modules: Annotated[list[str], Field(min_length=1)] | Literal["all-linear"] = Field(
         default="all-linear", description="Module names that get an adapter."
     )
 
@@ -132,12 +132,12 @@ class TokensConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How evaluation samples are drawn."""
+    """How evaluation samples are drawn; what is null follows `generated`, so that both see the same policy."""
 
     samples: int = Field(default=1, ge=1)
-    temperature: float = Field(default=0.7, gt=0.0)
-    top_p: float = Field(default=0.95, gt=0.0, le=1.0)
-    max_new_tokens: int = Field(default=256, ge=1)
+    temperature: float | None = Field(default=None, gt=0.0, description="Null: generated.temperature, else 0.7.")
+    top_p: float | None = Field(default=None, gt=0.0, le=1.0, description="Null: generated.top_p, else 0.95.")
+    max_new_tokens: int | None = Field(default=None, ge=1, description="Null: generated.max_new_tokens, else 256.")
 
 
 class EvaluationConfig(Section):

@@ -50,20 +50,25 @@ def read(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
-        raise ConfigError(f"'extends' runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}.")
+        raise ConfigError(f"'extends' runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}. Remove one.")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, got {type(raw).__name__}.")
+        came = "nothing" if raw is None else type(raw).__name__
+        raise ConfigError(f"{path} must hold a mapping of settings such as 'extends: dpo', got {came}.")
     base = raw.pop("extends", None)
     if base is None:
         return raw
-    beside = path.parent / str(base)
-    parent = _read(beside if beside.is_file() else locate(str(base)), (*seen, path.resolve()))
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: 'extends' must be one preset's name or one file, got {base!r}.")
+    beside = path.parent / base
+    parent = _read(beside if beside.is_file() else locate(base), (*seen, path.resolve()))
     return merge(parent, raw)
 
 
@@ -109,7 +114,7 @@ def override(raw: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, An
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"Override '{assignment}': the value is not valid YAML: {error}") from error
+            raise ConfigError(f"Override '{assignment}': the value is not valid YAML: {error}\nPut text with special characters in quotes.") from error
         result = _set(result, path.strip().split("."), value, assignment)
     return result
 

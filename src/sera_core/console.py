@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -106,23 +107,23 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def comparison_table(summaries: Sequence[Mapping[str, Any]]) -> Table:
-    """Runs side by side, by their last (or best) iteration; KL stands beside every win rate."""
-    table = Table(title="Runs", title_justify="left")
-    for heading in ("run", "seed", "iterations", "win rate vs initial", "KL", "gold reward", "accuracy", "length", "s"):
-        table.add_column(heading, justify="left" if heading == "run" else "right")
-    for summary in summaries:
-        last = summary["iterations"][-1]
-        spent = sum(sum(report["seconds"].values()) for report in summary["iterations"])
+def comparison_table(summaries: Sequence[Mapping[str, Any]], final: Sequence[int]) -> Table:
+    """Runs side by side, each by the iteration its final model comes from; KL stands beside every win rate."""
+    table = Table(title="Runs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("run", no_wrap=True)
+    for heading in ("seed", "iter", "win rate", "KL", "gold reward", "length", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for summary, iteration in zip(summaries, final, strict=True):
+        report = summary["iterations"][iteration - 1]
+        spent = sum(sum(each["seconds"].values()) for each in summary["iterations"])
         table.add_row(
             summary["name"],
             str(summary["seed"]),
-            str(len(summary["iterations"])),
-            interval(last["win_rate_vs_initial"]),
-            number(last["kl_to_initial"], 2),
-            interval(last["gold_reward"]),
-            number(last["accuracy"]),
-            number(last["response_length"], 1),
+            f"{iteration}/{len(summary['iterations'])}",
+            interval(report["win_rate_vs_initial"]),
+            number(report["kl_to_initial"], 2),
+            interval(report["gold_reward"]),
+            number(report["response_length"], 1),
             f"{spent:.0f}",
         )
     return table

@@ -65,9 +65,7 @@ class Context:
     ) -> Stage:
         """Run or reuse a stage, telling the reporter; the arguments are those of `Workspace.stage`."""
         progress = self.reporter.stage_started(where)
-        stage = self.workspace.stage(
-            name, where, inputs, lambda folder: compute(folder, progress), resumable=resumable
-        )
+        stage = self.workspace.stage(name, where, inputs, lambda folder: compute(folder, progress), resumable=resumable)
         self.reporter.stage_finished(where, stage.seconds, stage.reused)
         return stage
 

@@ -64,10 +64,12 @@ class Scored:
 def curate(run: Context, step: IterationPlan, history: History) -> Curated:
     """Everything from the newest policy to this iteration's training set D_t (Source: Ko et al. 2024, Eq. 5-7)."""
     done: dict[str, Stage] = {}
-    candidates = _generate(run, step, history, done)
+    candidates, lost = _generate(run, step, history, done)
     sections = _sections(run, step, candidates)
     scores = _score(run, step, history, sections, done) if sections else {}
-    labelled = _label(run, step, candidates, scores.get("generated"), done) if candidates is not None else None
+    labelled: tuple[Pairs, Floats] | None = None
+    if candidates is not None:
+        labelled = _label(run, step, candidates, scores.get("generated"), lost, done)
     return _select(run, step, scores.get("offline"), labelled, done)
 
 
@@ -101,11 +103,14 @@ def generate(
     return read_candidates(stage.path / "candidates.arrow"), stage
 
 
-def _generate(run: Context, step: IterationPlan, history: History, done: dict[str, Stage]) -> Candidates | None:
+def _generate(
+    run: Context, step: IterationPlan, history: History, done: dict[str, Stage]
+) -> tuple[Candidates | None, Mapping[str, int]]:
+    """Candidates, and how many prompts could not be used, by reason."""
     plan = step.generated
     if plan is None:
-        return None
-    prompts, targets = _prompts(run, step)
+        return None, {}
+    prompts, targets, lost = _prompts(run, step)
     candidates, done["generate"] = generate(
         run,
         history.newest,
@@ -116,24 +121,25 @@ def _generate(run: Context, step: IterationPlan, history: History, done: dict[st
         iteration=step.iteration,
         purpose="curate",
     )
-    return with_targets(candidates, targets) if plan.labeler.needs.targets else candidates
+    return with_targets(candidates, targets) if plan.labeler.needs.targets else candidates, lost
 
 
-def _prompts(run: Context, step: IterationPlan) -> tuple[tuple[Prompt, ...], Mapping[str, Response]]:
-    """The prompts of this iteration, and reference answers where the labeler needs them."""
+def _prompts(run: Context, step: IterationPlan) -> tuple[tuple[Prompt, ...], Mapping[str, Response], Mapping[str, int]]:
+    """The prompts of this iteration, reference answers where the labeler needs them, and unusable prompts by reason."""
     plan = step.generated
     if plan is None:
-        return (), {}
+        return (), {}, {}
     settings = plan.settings
     if settings.prompts == "offline":
-        return _of_iteration(run, step, offline_prompts(run.data.pairs.pairs)), {}
+        return _of_iteration(run, step, offline_prompts(run.data.pairs.pairs)), {}, {}
     limits = limits_of(run.plan)
     named = _of_iteration(run, step, named_prompts(run.data.source, settings.prompts))
-    prompts, _ = tokenize_prompts(run.tokenizer, named, limits)
+    prompts, lost = tokenize_prompts(run.tokenizer, named, limits)
     if not plan.labeler.needs.targets:
-        return prompts, {}
-    targets, _ = tokenize_targets(run.tokenizer, prompts, limits)
-    return tuple(prompt for prompt in prompts if prompt.id in targets), targets
+        return prompts, {}, lost
+    targets, unusable = tokenize_targets(run.tokenizer, prompts, limits)
+    lost = {reason: lost.get(reason, 0) + unusable.get(reason, 0) for reason in sorted({*lost, *unusable})}
+    return tuple(prompt for prompt in prompts if prompt.id in targets), targets, lost
 
 
 def _of_iteration(run: Context, step: IterationPlan, prompts: tuple[AnyPrompt, ...]) -> tuple[AnyPrompt, ...]:
@@ -202,7 +208,12 @@ def _score(
 
 
 def _label(
-    run: Context, step: IterationPlan, candidates: Candidates, scores: Floats | None, done: dict[str, Stage]
+    run: Context,
+    step: IterationPlan,
+    candidates: Candidates,
+    scores: Floats | None,
+    lost: Mapping[str, int],
+    done: dict[str, Stage],
 ) -> tuple[Pairs, Floats]:
     plan = step.generated
     if plan is None:
@@ -218,6 +229,7 @@ def _label(
             rng,
             iteration=step.iteration,
             template=run.template,
+            lost=lost,
         )
         write_pairs(folder / "pairs.arrow", pairs)
         save_file({"margins": pair_margins(pairs.pairs, candidates, flat)}, folder / "margins.safetensors")

@@ -126,11 +126,10 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
     Returns the measured values and the seconds spent.
     """
     settings = run.plan.config.evaluation
-    drawn = settings.sampling
-    sampling = Sampling(drawn.samples, drawn.temperature, drawn.top_p, drawn.max_new_tokens)
+    sampling = run.plan.evaluation_sampling
     baseline, baseline_stage = _samples(run, run.initial, 0, sampling)
     samples, sampled = _samples(run, policy, step.iteration, sampling)
-    ancestral = Sampling(samples=1, temperature=1.0, top_p=1.0, max_new_tokens=drawn.max_new_tokens)
+    ancestral = Sampling(samples=1, temperature=1.0, top_p=1.0, max_new_tokens=sampling.max_new_tokens)
     whole, whole_stage = _samples(run, policy, step.iteration, ancestral, settings.kl_prompts, "ancestral")
 
     def compute(folder: Path, progress: Progress) -> None:

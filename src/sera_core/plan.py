@@ -87,6 +87,7 @@ class Plan:
     source: Source
     judge: Judge | None
     evaluation_generator: Generator
+    evaluation_sampling: Sampling
     iterations: tuple[IterationPlan, ...]
     provenance: Mapping[str, str]
 
@@ -136,6 +137,7 @@ def make_plan(user: Mapping[str, Any], catalog: Catalog) -> Plan:
         source=source,
         judge=_judge(first, source, build),
         evaluation_generator=build("generator", first.evaluation.generator),
+        evaluation_sampling=_evaluation_sampling(configs[-1]),
         iterations=tuple(_iteration(t, config, build) for t, config in enumerate(configs, start=1)),
         provenance=build.provenance,
     )
@@ -195,6 +197,16 @@ def _fields(path: list[str]) -> list[str]:
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field is not None else []
         model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), model)
     return list(model.model_fields)
+
+
+def _evaluation_sampling(config: RunConfig) -> Sampling:
+    asked, base = config.evaluation.sampling, config.generated or GeneratedConfig()
+    return Sampling(
+        samples=asked.samples,
+        temperature=base.temperature if asked.temperature is None else asked.temperature,
+        top_p=base.top_p if asked.top_p is None else asked.top_p,
+        max_new_tokens=base.max_new_tokens if asked.max_new_tokens is None else asked.max_new_tokens,
+    )
 
 
 def _judge(config: RunConfig, source: Source, build: _Builder) -> Judge | None:

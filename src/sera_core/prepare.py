@@ -45,7 +45,7 @@ def check_context_length(plan: Plan, policy: Policy) -> None:
     """
     positions = getattr(AutoConfig.from_pretrained(policy.path), "max_position_embeddings", None)
     config = plan.config
-    answers = [config.tokens.max_response_tokens, config.evaluation.sampling.max_new_tokens]
+    answers = [config.tokens.max_response_tokens, plan.evaluation_sampling.max_new_tokens]
     answers += [step.generated.sampling.max_new_tokens for step in plan.iterations if step.generated is not None]
     longest = config.tokens.max_prompt_tokens + max(answers)
     if positions is not None and longest > positions:

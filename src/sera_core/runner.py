@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -187,9 +188,17 @@ def _converged(plan: Plan, finished: list[Finished]) -> bool:
     return len(finished) - 1 - best >= stop.patience
 
 
+def _remove_stale(out: Path, iterations: int) -> None:
+    """Delete iterations that an earlier, longer run left in this folder; the cache still has them."""
+    for folder in out.glob("iter_*"):
+        if folder.name.removeprefix("iter_").isdigit() and int(folder.name.removeprefix("iter_")) > iterations:
+            shutil.rmtree(folder)
+
+
 def _finish(run: Context, finished: tuple[Finished, ...]) -> RunResult:
     """The final model's folder and summary.json."""
     config, out = run.plan.config, run.workspace.out
+    _remove_stale(out, len(finished))
     reports = [f.report for f in finished]
     stop = config.loop.stop
     chosen = finished[-1 if stop is None else best_iteration(reports, stop.metric)]
@@ -207,4 +216,5 @@ def _finish(run: Context, finished: tuple[Finished, ...]) -> RunResult:
         "final_model": str(model.resolve()),
     }
     write_json(out / "summary.json", summary)
+    write_json(out / "manifest.json", {**manifest(run), "final_iteration": chosen.policy.iteration})
     return RunResult(out, summary, model)

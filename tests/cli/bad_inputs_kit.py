@@ -17,7 +17,13 @@ from sera_core.testing.tiny import save_tiny_model
 NOUNS, COLOURS = ("sky", "sea", "sun", "dog", "cat", "tree"), ("blue", "red", "green", "one", "two", "three")
 SMALL = {
     "tokens": {"max_prompt_tokens": 32, "max_response_tokens": 16},
-    "training": {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1},
+    "training": {
+        "max_steps": 2,
+        "learning_rate": 0.001,
+        "warmup_steps": 0,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+    },
     "evaluation": {"prompts": 2, "kl_prompts": 2, "sampling": {"max_new_tokens": 4}},
 }
 

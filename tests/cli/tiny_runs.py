@@ -32,7 +32,9 @@ def write_pairs(path: Path, count: int = 30, start: int = 0) -> Path:
             {
                 "id": f"row-{start + i}",
                 "prompt": [{"role": "user", "content": f"what is {first} and {second}"}],
-                "chosen": [{"role": "assistant", "content": " ".join([first, "is", second, "and", "blue"][: 3 + i % 3])}],
+                "chosen": [
+                    {"role": "assistant", "content": " ".join([first, "is", second, "and", "blue"][: 3 + i % 3])}
+                ],
                 "rejected": [{"role": "assistant", "content": " ".join(["not", second, "or", "red"][: 2 + i % 3])}],
             }
         )

@@ -33,7 +33,7 @@ def assert_same_run(one, other, tolerance=1e-5):
         assert record.metrics.keys() == record_2.metrics.keys()
         for name, value in record.metrics.items():
             assert value == pytest.approx(record_2.metrics[name], rel=1e-4, abs=1e-4), (record.step, name)
-        assert record.metrics["loss"] == pytest.approx(record_2.metrics["loss"], abs=tolerance)
+        assert record.metrics["loss"] == pytest.approx(record_2.metrics["loss"], rel=tolerance)
     for name, value in weights.items():
         torch.testing.assert_close(value, weights_2[name], rtol=tolerance, atol=tolerance)
 

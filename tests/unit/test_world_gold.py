@@ -107,5 +107,6 @@ def test_diagnose_by_hand():
     )
 
 
-def test_diagnose_of_nothing_is_nan():
-    assert all(np.isnan(value) for value in diagnose([]).values())
+def test_diagnose_of_nothing_is_refused():
+    with pytest.raises(DataError, match="no response to diagnose"):
+        diagnose([])

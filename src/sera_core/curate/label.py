@@ -36,11 +36,13 @@ def label(
     *,
     iteration: int,
     template: str,
+    lost: Mapping[str, int],
 ) -> Pairs:
-    """Pairs with unique ids, source ``generated`` and the template hash filled in."""
+    """Pairs with unique ids, source ``generated`` and the template hash filled in; `lost` prompts count as drops."""
     pairs = labeler.label(candidates, scores, rng)
     named = tuple(
         dataclasses.replace(pair, id=f"{pair.prompt.id}#{iteration}.{index}", source="generated", template=template)
         for index, pair in enumerate(pairs.pairs)
     )
-    return Pairs(named, pairs.dropped)
+    reasons = sorted({*lost, *pairs.dropped})
+    return Pairs(named, {reason: lost.get(reason, 0) + pairs.dropped.get(reason, 0) for reason in reasons})

@@ -19,6 +19,7 @@ from sera_core.errors import ConfigError, DataError, suggest
 from sera_core.protocols import Needs, Progress, Provides
 from sera_core.records import SourceData, TextPair, TextPrompt
 
+_VALIDATION, _EVALUATION = 100, 64
 AnyFormat = Literal["auto", "pairs", "dialogues", "text", "scored"]
 
 
@@ -33,8 +34,8 @@ class Preferences:
         ``auto`` goes by the columns; three plain strings are ``text``.
     split, validation_split: names; ``auto`` finds a validation or test split. Without one, held-out pairs are carved
         off by prompt, at most a fifth of all prompts.
-    limit: how many training pairs to keep. validation, evaluation: how many pairs and prompts to hold out; where there
-        are fewer, both shrink in proportion.
+    limit: how many training pairs to keep. validation, evaluation: how many pairs and prompts to hold out; null means
+        a quarter of the training pairs each, at most 100 and 64. Where there are fewer, both shrink in proportion.
     noise: the share of training labels to flip, in [0, 0.5), or a JSON file with ``flip_ids``.
     pairing: how ``scored`` answers become pairs. score: the name of the score field.
     columns: canonical name -> the name in the data; null hides a column.
@@ -46,8 +47,8 @@ class Preferences:
     split: str = "train"
     validation_split: str | None = "auto"
     limit: int | None = None
-    validation: int = 100
-    evaluation: int = 64
+    validation: int | None = None
+    evaluation: int | None = None
     noise: float | str = 0.0
     pairing: Pairing = "best_vs_random"
     score: str = "score"
@@ -111,7 +112,7 @@ class Preferences:
         rows = read_rows(self.path, self.split, self.revision)
         found, dropped = text_pairs(rows, self.format, self._row_options(seed), self._where(self.split))
         train, held, held_rows = self._divide(found, seed, dropped)
-        validation, evaluation, surplus = hold_out(held, self.validation, self.evaluation, seed)
+        validation, evaluation, surplus = hold_out(held, *self._held_out_sizes(found), seed)
         dropped["held_out_surplus"] = surplus
         flips = read_flip_ids(self.noise) if isinstance(self.noise, str) else None
         pairs = self._flip(shuffled(train, seed)[: self.limit], found, flips, seed, dropped)
@@ -141,7 +142,7 @@ class Preferences:
         if split == "auto":
             split = held_out_split(self.path, self.split)
         if split is None:
-            train, openings = carve(found, self.validation, self.evaluation, seed)
+            train, openings = carve(found, *self._held_out_sizes(found), seed)
             return train, [pair for pair in found if opening(pair.prompt) in openings], []
         rows = self._held_out_rows(split)
         held, lost = text_pairs(rows, self.format, self._row_options(seed), self._where(split))
@@ -154,6 +155,12 @@ class Preferences:
         if {pair.id for pair in held} & {pair.id for pair in train}:
             held = [dataclasses.replace(pair, id=f"{split}:{pair.id}") for pair in held]
         return train, held, rows
+
+    def _held_out_sizes(self, found: Sequence[TextPair]) -> tuple[int, int]:
+        """How many validation pairs and evaluation prompts to hold out."""
+        quarter = max(1, min(len(found), self.limit or len(found)) // 4)
+        validation = min(_VALIDATION, quarter) if self.validation is None else self.validation
+        return validation, min(_EVALUATION, quarter) if self.evaluation is None else self.evaluation
 
     def _held_out_rows(self, split: str) -> list[Row]:
         if Path(self.path).expanduser().is_file():

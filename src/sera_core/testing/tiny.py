@@ -56,6 +56,8 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from sera_core.models.load import quiet
+
     table = {word: index for index, word in enumerate(SPECIAL + WORDS)}
     core = Tokenizer(WordLevel(table, unk_token="<unk>"))  # noqa: S106 (a vocabulary entry, not a secret)
     core.pre_tokenizer = WhitespaceSplit()
@@ -83,6 +85,7 @@ def save_tiny_model(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

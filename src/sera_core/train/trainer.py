@@ -24,6 +24,8 @@ from sera_core.train.lora import adapter_off
 from sera_core.train.metrics import micro_sums, step_metrics
 from sera_core.train.step import Algebra, batch_stats, pair_losses, reduce
 
+_CPU_TOKENS = 2048
+
 
 class PairTrainer(Trainer):
     """Trains `model` on pairs.
@@ -166,7 +168,7 @@ class PairTrainer(Trainer):
 
     def _logps(self, model: nn.Module, inputs: PairInputs) -> PairLogps:
         try:
-            scored = group_logps(model, inputs.groups)
+            scored = group_logps(model, inputs.groups, token_budget=_budget(self.args.device))
         except ModelError as error:
             names = ", ".join(map(repr, inputs.ids[:8]))
             raise ModelError(f"Optimiser step {self.state.global_step + 1}, pairs {names}: {error}") from error
@@ -236,3 +238,8 @@ def _moved(part: Part, device: torch.device) -> Part:
     columns = (getattr(logps, name) for name in PairLogps.__slots__)
     moved = PairLogps(*(None if column is None else column.to(device) for column in columns))  # type: ignore[arg-type]
     return Part(moved, part.flipped.to(device), part.counted)
+
+
+def _budget(device: torch.device) -> int | None:
+    """Padded tokens per forward: on a CPU padding costs more than a larger batch gains."""
+    return _CPU_TOKENS if device.type == "cpu" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 from sera_core.errors import ConfigError
 from sera_core.protocols import Needs, Progress, Provides
-from sera_core.records import Message, SourceData, TextPair, TextPrompt
+from sera_core.records import Message, Response, SourceData, TextPair, TextPrompt
+from sera_core.world.diagnostics import diagnose
 from sera_core.world.questions import content, take
 from sera_core.world.rules import Question, Rules
 from sera_core.world.spec import DEMOS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, PROBE, VERSION
@@ -116,6 +117,14 @@ class World:
         from sera_core.world.policy import cached_policy
 
         return cached_policy(seed, cache, progress)
+
+    def diagnose(self, responses: Sequence[Response]) -> dict[str, float]:
+        """Fillers, coverage, right answers, extra words and how often responses end by themselves.
+
+        Raises:
+            DataError: there is no response, or a prompt is not of the world.
+        """
+        return diagnose(responses)
 
     def _fingerprint(self, seed: int, pairs: tuple[TextPair, ...]) -> str:
         options = tuple((field.name, getattr(self, field.name)) for field in fields(self))
