@@ -134,7 +134,7 @@ def first_problem(error: ValidationError) -> str:
     expected = dict.fromkeys(_expected(detail["type"], detail["msg"]) for other, detail in failures if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + "..."
-    return f"{path or 'value'} = {shown}: {', or '.join(expected)}."
+    return f"{path or 'value'} = {shown}: {' or '.join(expected)}."
 
 
 def _path(location: tuple[int | str, ...]) -> str:

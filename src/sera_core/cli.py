@@ -24,6 +24,9 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, nothing else.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Shared cache (default: SERA_CACHE or the user cache).")]
 
+# What shells use for a program stopped by Ctrl-C.
+_INTERRUPTED = 130
+
 
 def emit(value: object) -> None:
     """Print a value as JSON on standard output."""
@@ -60,10 +63,15 @@ def run(
         )
         return
     console = Console(stderr=as_json)
-    with ConsoleReporter(console) as reporter:
-        from sera_core import runner
+    try:
+        with ConsoleReporter(console) as reporter:
+            from sera_core import runner
 
-        result = runner.run(settings, out=out, cache=cache, reporter=reporter)
+            result = runner.run(settings, out=out, cache=cache, reporter=reporter)
+    except KeyboardInterrupt:
+        # Typer would make it an abort with exit code 1.
+        Console(stderr=True).print("Interrupted. Run the same command again to continue.")
+        raise typer.Exit(_INTERRUPTED) from None
     if as_json:
         emit(dict(result.summary))
         return
@@ -222,9 +230,6 @@ def main() -> None:
     except SeraError as error:
         Console(stderr=True).print(f"[red]Error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted. Run the same command again to continue.")
-        sys.exit(130)
 
 
 def _plain(error: SeraError) -> str:

@@ -159,7 +159,9 @@ class EvaluationConfig(Section):
 class ScoringConfig(Section):
     """How log-probs are computed."""
 
-    token_budget: int = Field(default=8192, ge=1, description="Padded tokens per scoring batch.")
+    token_budget: int | None = Field(
+        default=None, ge=1, description="Padded tokens per forward; null: 1024 on a CPU, 16384 on a GPU."
+    )
 
 
 class RunConfig(Section):

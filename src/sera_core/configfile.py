@@ -114,7 +114,9 @@ def override(raw: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, An
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"Override '{assignment}': the value is not valid YAML: {error}\nPut text with special characters in quotes.") from error
+            raise ConfigError(
+                f"Override '{assignment}': the value is not valid YAML: {error}\nQuote text with special characters."
+            ) from error
         result = _set(result, path.strip().split("."), value, assignment)
     return result
 

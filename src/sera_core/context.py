@@ -95,6 +95,13 @@ class Context:
         """What identifies a component in a stage's key: where it came from and all its options."""
         return f"{self.plan.provenance[f'{role}:{name}']} {built!r}"
 
+    def judge(self) -> str | None:
+        """What identifies the judge in a stage's key, whichever name chose it; None without one."""
+        if self.plan.judge is None:
+            return None
+        origin = next(origin for part, origin in self.plan.provenance.items() if part.startswith("judge:"))
+        return f"{origin} {self.plan.judge!r}"
+
     def generation(self, iteration: int, purpose: str, progress: Progress | None) -> GenerationContext:
         """Seeds and stop tokens for a generation request."""
         return GenerationContext(

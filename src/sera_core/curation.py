@@ -266,7 +266,7 @@ def _select(
     inputs: dict[str, Any] = {"data": run.data.key, "seed": [run.plan.config.seed, step.iteration]}
     inputs["score"] = done["score"].key if "score" in done else None
     inputs["label"] = done["label"].key if "label" in done else None
-    inputs["judge"] = repr(run.plan.judge)
+    inputs["judge"] = run.judge()
     offline, generated = step.config.offline, step.config.generated
     if step.offline is not None and offline is not None:
         acts = step.offline.acts

@@ -143,7 +143,7 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
         "samples": [sampled.key, baseline_stage.key, whole_stage.key],
         "data": run.data.key,
         "policies": [policy.hash, run.initial.hash],
-        "judge": repr(run.plan.judge),
+        "judge": run.judge(),
         "level": settings.level,
         "objective": _objective_key(run, step)[0],
         "dtype": run.plan.config.policy.dtype,

@@ -126,6 +126,7 @@ def make_plan(user: Mapping[str, Any], catalog: Catalog) -> Plan:
     loop = user.get("loop") or {}
     total = loop.get("iterations", 1) if isinstance(loop, dict) else 1
     count = total if isinstance(total, int) and not isinstance(total, bool) and total >= 1 else 1
+    _refuse_long_schedules(user, count)
     configs = [_validate(with_defaults(at_iteration(user, t), factory.defaults)) for t in range(1, count + 1)]
     build = _Builder(catalog, factory.component_defaults)
     source = build("source", source_spec)
@@ -176,6 +177,21 @@ def _refuse_misplaced_schedules(user: Mapping[str, Any]) -> None:
             raise ConfigError(
                 f"by_iteration is not possible in '{section}'. It may stand in {', '.join(sorted(_SCHEDULED))}."
             )
+
+
+def _refuse_long_schedules(raw: object, iterations: int, path: tuple[str, ...] = ()) -> None:
+    if isinstance(raw, list):
+        raw = dict(enumerate(raw))
+    if not isinstance(raw, dict):
+        return
+    entries = raw.get(BY_ITERATION)
+    if isinstance(entries, list) and len(entries) > iterations:
+        raise ConfigError(
+            f"{'.'.join(path)}: by_iteration has {len(entries)} entries for loop.iterations = {iterations}; the rest "
+            "would never be used. Shorten the list or raise loop.iterations."
+        )
+    for key, value in raw.items():
+        _refuse_long_schedules(value, iterations, (*path, str(key)))
 
 
 def _validate(raw: Mapping[str, Any]) -> RunConfig:

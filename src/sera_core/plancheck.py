@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sera_core.errors import ConfigError, suggest
@@ -32,6 +34,8 @@ def _check_source(plan: Plan) -> None:
         )
     if policy.model == "auto" and policy.revision is not None:
         raise ConfigError("policy.revision is set, but policy.model is 'auto', which has no revisions. Remove it.")
+    if policy.lora is not None and find_spec("peft") is None:
+        raise ConfigError("policy.lora needs the package peft: pip install 'sera-core[peft]'.")
 
 
 def _check_loop(plan: Plan) -> None:
@@ -159,10 +163,10 @@ def _check_objective(step: IterationPlan) -> None:
 
 
 def _check_training(plan: Plan) -> None:
-    from sera_core.train.arguments import check_training_fields  # imports transformers: only once all else is right
+    from sera_core.train.arguments import build_arguments  # imports transformers: only once all else is right
 
     for step in plan.iterations:
-        check_training_fields(step.config.training)
+        build_arguments(step.config.training, output_dir=Path("unused"), seed=step.config.seed)
 
 
 def _scorers(step: IterationPlan) -> list[Scorer]:

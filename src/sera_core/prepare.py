@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from sera_core.context import Policy, Prepared
 from sera_core.data.tables import read_pairs, write_pairs
 from sera_core.data.tokens import TokenLimits, template_hash, tokenize_pairs, tokenize_prompts
 from sera_core.errors import ConfigError, DataError
 from sera_core.models.hashes import weights_hash
-from sera_core.models.load import resolve_model
+from sera_core.models.load import load_config, resolve_model
 from sera_core.plan import Plan
 from sera_core.protocols import Progress
 from sera_core.records import Pairs, SourceData
@@ -43,7 +43,7 @@ def check_context_length(plan: Plan, policy: Policy) -> None:
     Raises:
         ConfigError: prompt and answer together exceed the model's positions.
     """
-    positions = getattr(AutoConfig.from_pretrained(policy.path), "max_position_embeddings", None)
+    positions = getattr(load_config(policy.path).get_text_config(), "max_position_embeddings", None)
     config = plan.config
     answers = [config.tokens.max_response_tokens, plan.evaluation_sampling.max_new_tokens]
     answers += [step.generated.sampling.max_new_tokens for step in plan.iterations if step.generated is not None]
@@ -80,7 +80,11 @@ def prepare(plan: Plan, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
     reporter.stage_finished("data", stage.seconds, stage.reused)
     evaluation, dropped = tokenize_prompts(tokenizer, source.evaluation, limits)
     if not evaluation:
-        raise DataError(f"Source '{source.name}' has no usable evaluation prompt. Dropped: {dict(dropped)}.")
+        counts = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "none"
+        raise DataError(
+            f"Source '{source.name}' leaves no evaluation prompt (held out {len(source.evaluation)}, dropped {counts})."
+            " Give more data with distinct prompts, a split of held-out pairs, or a larger source.evaluation."
+        )
     return Prepared(
         source=source,
         pairs=_counted(stage, "pairs", source),

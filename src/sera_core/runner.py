@@ -28,7 +28,7 @@ from sera_core.plan import Plan, make_plan
 from sera_core.prepare import check_context_length, initial_policy, prepare
 from sera_core.records import IterationReport, StepRecord
 from sera_core.reporter import Reporter, Silent
-from sera_core.workspace import Workspace, default_cache, digest, link_tree, write_json
+from sera_core.workspace import Workspace, default_cache, digest, disk_refusals, link_tree, write_json
 
 # What the summary leaves to the iterations' own reports.
 _ONLY_IN_REPORT = frozenset({"selection", "kl_interval", "diagnostics", "probes"})
@@ -71,7 +71,8 @@ def run(
     manager = manager or build_manager()
     plan = make_plan(config, Catalog.from_manager(manager))
     reporter = reporter or Silent()
-    with quiet(), Workspace(out or default_out(plan), cache or default_cache()) as workspace:
+    out = out or default_out(plan)
+    with quiet(), disk_refusals("The run", out), Workspace(out, cache or default_cache()) as workspace:
         context = open_run(plan, workspace, reporter)
         write_json(workspace.out / "manifest.json", manifest(context))
         finished = _iterate(context, manager)

@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,21 @@ def default_cache() -> Path:
     return Path(os.environ.get("SERA_CACHE") or platformdirs.user_cache_dir("sera"))
 
 
+@contextmanager
+def disk_refusals(what: str, where: Path) -> Iterator[None]:
+    """Inside, a disk that takes no more files is a StoreError with a remedy; `what` could not be written to `where`."""
+    try:
+        yield
+    except OSError as error:
+        # Any other operating-system error is a bug to be seen whole.
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS}:
+            raise StoreError(
+                f"{what} could not be written to {where}: {error.strerror}. Free some space or choose "
+                "another --out and --cache, then run the same command again: finished work is kept."
+            ) from error
+        raise
+
+
 class Workspace:
     """The folder of one run and the cache it shares with others.
 
@@ -77,7 +93,7 @@ class Workspace:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
-                f"Cannot create {error.filename}: {error.strerror}. Choose another --out or --cache."
+                f"Cannot create the folder {error.filename}: {error.strerror}. Choose another --out or --cache."
             ) from error
         self._lock = FileLock(out / ".lock")
 
@@ -88,6 +104,8 @@ class Workspace:
             raise StoreError(
                 f"Another process is running in {self.out}. Wait for it, or choose another --out."
             ) from error
+        except OSError as error:
+            raise StoreError(f"Cannot write to {self.out}: {error.strerror}. Choose another --out.") from error
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -128,7 +146,7 @@ class Workspace:
 
     def _compute(self, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
         final = partial.with_suffix("")
-        try:
+        with disk_refusals(f"Stage {name}", partial):
             _prepare(partial, key)
             began = time.perf_counter()
             spent = _spent(partial)
@@ -140,14 +158,6 @@ class Workspace:
             _remove(final)
             partial.replace(final)
             _share(final, cached)
-        except OSError as error:
-            # Any other operating-system error is a bug to be seen whole.
-            if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS}:
-                raise StoreError(
-                    f"Stage {name} could not be written to {partial}: {error.strerror}. Free some space or choose "
-                    "another --out and --cache, then run the same command again: finished work is kept."
-                ) from error
-            raise
         return Stage(name, final, key, seconds, reused=False)
 
 

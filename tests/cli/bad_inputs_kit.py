@@ -1,18 +1,21 @@
 """A tiny model, tiny data, and the command line run on them inside the test process."""
 
-import contextlib
+import errno
 import itertools
 import json
+import os
 import shutil
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 import yaml
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
 
 from sera_core import cli
-from sera_core.testing.tiny import save_tiny_model
 
 NOUNS, COLOURS = ("sky", "sea", "sun", "dog", "cat", "tree"), ("blue", "red", "green", "one", "two", "three")
 SMALL = {
@@ -34,12 +37,16 @@ def good_rows(count=24):
     return [
         {
             "id": f"row-{i}",
-            "prompt": [{"role": "user", "content": f"what is {noun} {colour}"}],
+            "prompt": user(f"what is {noun} {colour}"),
             "chosen": f"{noun} is {colour}",
             "rejected": f"not {colour} {noun}",
         }
         for i, (noun, colour) in enumerate(asked)
     ]
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
 
 
 @dataclass(frozen=True)
@@ -52,10 +59,10 @@ class Outcome:
 
 
 class Place:
-    """A folder of one test's inputs; its methods write an input and return the argument that names it."""
+    """A folder of one test's inputs. Methods that write an input return the argument that names it."""
 
     def __init__(self, folder, model, capfd):
-        self.folder, self.model_path, self._capfd = folder, model, capfd
+        self.folder, self.tiny, self._capfd = folder, model, capfd
         self.out, self.cache = folder / "out", folder / "cache"
 
     def file(self, name, content=""):
@@ -67,14 +74,15 @@ class Place:
     def rows(self, rows, name="data.jsonl"):
         return "source=" + self.file(name, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def first(self, count=1, **changes):
-        """Good data whose first `count` rows have other values; a value may be a function of the row's number."""
+    def first(self, count, **changes):
+        """Good data whose first `count` rows have other values."""
         rows = good_rows()
-        for i, row in enumerate(rows[:count]):
-            row.update({key: value(i) if callable(value) else value for key, value in changes.items()})
+        for row in rows[:count]:
+            row.update(changes)
         return self.rows(rows)
 
-    def scored(self, change):
+    def scored(self, score):
+        """Good data as two scored answers; the first row's better answer has `score` (the other one has 1)."""
         rows = [
             {
                 "prompt": row["prompt"],
@@ -82,29 +90,36 @@ class Place:
             }
             for row in good_rows()
         ]
-        change(rows)
+        rows[0]["responses"][0]["score"] = score
         return self.rows(rows)
 
     def model(self, change):
         """A copy of the tiny model after `change(folder)`."""
         path = self.folder / "model"
-        shutil.copytree(self.model_path, path)
+        shutil.copytree(self.tiny, path)
         change(path)
         return f"policy.model={path}"
 
-    def run(self, *arguments, config="dpo", small=True):
-        """`sera run` on good data and the tiny model, apart from what `arguments` say."""
-        base = self.folder / "small.yaml"
-        if small:
-            base.write_text(yaml.safe_dump({"extends": config, "name": "small", **SMALL}), encoding="utf-8")
-            config = str(base)
-            given = {argument.partition("=")[0] for argument in arguments}
-            if "source" not in given:
-                arguments = (self.rows(good_rows(), "good.jsonl"), *arguments)
-            if "policy.model" not in given:
-                arguments = (*arguments, f"policy.model={self.model_path}")
-        places = () if "--out" in arguments else ("--out", str(self.out))
-        return self.sera("run", config, *arguments, *places, "--cache", str(self.cache))
+    def template(self, text):
+        return self.model(lambda folder: (folder / "chat_template.jinja").write_text(text, encoding="utf-8"))
+
+    def small_run(self, *arguments, config="dpo", out=None):
+        """Arguments of a run on good data and the tiny model, apart from what `arguments` say."""
+        base = self.file("small.yaml", yaml.safe_dump({"extends": config, "name": "small", **SMALL}))
+        given = {argument.partition("=")[0] for argument in arguments}
+        data = () if "source" in given else (self.rows(good_rows(), "good.jsonl"),)
+        model = () if "policy.model" in given else (f"policy.model={self.tiny}",)
+        return ("run", base, *data, *model, *arguments, "--out", str(out or self.out), "--cache", str(self.cache))
+
+    def run(self, *arguments, **options):
+        return self.sera(*self.small_run(*arguments, **options))
+
+    def preset(self, name, *arguments):
+        """A preset as it is; only for what must be refused before anything is computed."""
+        return self.sera("run", name, *arguments, "--out", str(self.out), "--cache", str(self.cache))
+
+    def config(self, text):
+        return self.preset(self.file("mine.yaml", text))
 
     def sera(self, *arguments):
         self._capfd.readouterr()
@@ -116,5 +131,117 @@ class Place:
                 code = stop.code or 0
         return Outcome(code, *self._capfd.readouterr())
 
+    def apart(self, *arguments, before="", **environment):
+        """The same in a process of its own, after the statements `before`."""
+        code = f"{before}\nfrom sera_core.cli import main\nmain()"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **environment},
+            check=False,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    def after(self, change):
+        """A good run, then `change()`, then the same run again, which must end with the same weights."""
+        first = self.run()
+        assert first.code == 0, first.err
+        weights = (self.out / "model" / "model.safetensors").read_bytes()
+        change()
+        again = self.run()
+        assert (self.out / "model" / "model.safetensors").read_bytes() == weights
+        return again
+
+    def held(self):
+        """A run while somebody else holds the folder."""
+        self.out.mkdir()
+        with FileLock(self.out / ".lock"):
+            return self.run()
+
     def read(self, name):
         return json.loads((self.out / name).read_text(encoding="utf-8"))
+
+
+def without(*names):
+    """Deletes files of a model folder."""
+
+    def change(folder):
+        for name in names:
+            (folder / name).unlink()
+
+    return change
+
+
+def with_json(name, **values):
+    """Sets values in a JSON file of a model folder; None removes a key."""
+
+    def change(folder):
+        content = {**json.loads((folder / name).read_text(encoding="utf-8")), **values}
+        content = {key: value for key, value in content.items() if value is not None}
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+    return change
+
+
+def with_bytes(name, change):
+    """Rewrites a file of a folder as `change` of its bytes."""
+    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+
+def with_weights(change):
+    """Rewrites each tensor of a model folder as `change(name, tensor)`; None removes it."""
+
+    def rewrite(folder):
+        path = folder / "model.safetensors"
+        tensors = {name: change(name, tensor) for name, tensor in load_file(path).items()}
+        save_file({n: t.contiguous() for n, t in tensors.items() if t is not None}, path, metadata={"format": "pt"})
+
+    return rewrite
+
+
+def small_vocabulary(folder):
+    """The model forgets all but its first ten tokens; the tokenizer does not."""
+    size = json.loads((folder / "config.json").read_text(encoding="utf-8"))["vocab_size"]
+    with_json("config.json", vocab_size=10)(folder)
+    with_weights(lambda _, tensor: tensor[:10] if tensor.shape[0] == size else tensor)(folder)
+
+
+def closed_vocabulary(folder):
+    """The tokenizer has no token for unknown words."""
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    content["model"]["unk_token"] = "[none]"
+    (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    with_json("tokenizer_config.json", unk_token=None)(folder)
+
+
+def damaged(folder, pattern):
+    """Flips one bit near the end of every file below `folder` that matches; there must be one."""
+    files = list(folder.glob(pattern))
+    assert files
+    for file in files:
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(bytes(content))
+
+
+def remove(*folders):
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+def full_disk(target):
+    """The function `target` fails as on a full disk."""
+    return mock.patch(target, side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+
+
+def full_disk_for(name):
+    """Every file called `name` fails to open for writing, as on a full disk."""
+    really = Path.open
+
+    def fails(path, mode="r", *rest, **options):
+        if path.name.startswith(name) and set(mode) & set("wax"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return really(path, mode, *rest, **options)
+
+    return mock.patch.object(Path, "open", fails)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tiny_runs import tiny_config, tiny_overrides, write_pairs
 
+from sera_core import cli
 from sera_core.testing.tiny import save_tiny_model
 
 SERA = Path(sys.executable).with_name("sera")
@@ -59,4 +60,18 @@ def sera(environment):
         return done
 
     call.path = str(SERA)
+    return call
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """Call the command inside this process, which has paid for the imports; what it printed."""
+
+    def call(*arguments):
+        monkeypatch.setattr("sys.argv", ["sera", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code in (0, None)
+        return capsys.readouterr().out
+
     return call

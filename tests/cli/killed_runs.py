@@ -76,7 +76,7 @@ def arm(watcher):
     def dying_replace(source, target):
         here = str(source).endswith(watcher.where) or str(target).endswith(watcher.where)
         if here and watcher.what == "torn":
-            os.truncate(source, os.path.getsize(source) // 2)
+            os.truncate(source, Path(source).stat().st_size // 2)
         if here and watcher.what in ("torn", "before"):
             kill()
         replace(source, target)

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import sera_core
 from sera_core.errors import SeraError
+from sera_core.workspace import Workspace
 
 SUMMARY = {"name", "seed", "iterations", "final_model"}
 ITERATION = {
@@ -152,12 +153,12 @@ def test_a_finished_run_given_again_computes_nothing(finished, tiny, sera):
     assert done.stdout.rstrip().endswith(f"Final model: {out / 'model'}")
 
 
-def test_compare_puts_runs_side_by_side(finished, sera):
+def test_compare_puts_runs_side_by_side(finished, here):
     out, _ = finished
-    shown = sera("compare", out, out).stdout
+    shown = here("compare", out, out)
     assert shown.count("sera-dpo: report") == 2
     assert "KL" in shown
-    assert json.loads(sera("compare", out, out, "--json").stdout) == [read(out / "summary.json")] * 2
+    assert json.loads(here("compare", out, out, "--json")) == [read(out / "summary.json")] * 2
 
 
 def test_compare_says_when_a_run_is_not_finished(sera, tmp_path):
@@ -166,19 +167,19 @@ def test_compare_says_when_a_run_is_not_finished(sera, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_inspection_commands_speak_json(sera):
-    plugins = json.loads(sera("plugins", "--json").stdout)
+def test_inspection_commands_speak_json(here):
+    plugins = json.loads(here("plugins", "--json"))
     assert {"role", "name", "plugin", "distribution", "version", "summary"} == set(plugins[0])
     assert ("scorer", "irm", "sera-plugin-irm") in {(p["role"], p["name"], p["distribution"]) for p in plugins}
-    described = json.loads(sera("describe", "objective", "dpo", "--json").stdout)
+    described = json.loads(here("describe", "objective", "dpo", "--json"))
     assert described["provenance"].startswith("dpo@sera-core==")
-    presets = {preset["name"]: preset for preset in json.loads(sera("configs", "--json").stdout)}
-    assert {*PRESETS, "dpo", "sera-dpo"} <= set(presets)
-    assert all(preset["cites"] or name == "dpo-tuned" for name, preset in presets.items())
+    presets = {preset["name"]: preset for preset in json.loads(here("configs", "--json"))}
+    assert set(presets) == {*PRESETS, "dpo", "sera-dpo"}
+    assert all(preset["cites"] for preset in presets.values())
 
 
-def test_doctor_and_version(sera, tmp_path):
-    checks = json.loads(sera("doctor", "--json", SERA_CACHE=str(tmp_path)).stdout)
+def test_doctor_and_version(here, sera, tmp_path):
+    checks = json.loads(here("doctor", "--json", "--cache", tmp_path))
     assert {"python", "torch", "plugins", "cache"} <= {check["check"] for check in checks}
     assert sera("--version").stdout == f"{sera_core.__version__}\n"
 
@@ -228,8 +229,8 @@ def test_lora_saves_a_merged_model(tiny, tmp_path):
     assert not model.model.layers[0].mlp.up_proj.weight.equal(before.model.layers[0].mlp.up_proj.weight)
 
 
-def test_the_best_iterate_is_the_result_when_stopping_at_convergence(tiny, tmp_path):
-    # A rate so small that no held-out margin changes its sign after the first iteration: nothing improves.
+def test_the_best_iterate_is_the_result_when_stopping_at_convergence(tiny, tmp_path, here):
+    # At so small a rate nothing improves after the first iterations.
     config = tiny.config(
         "iterative-dpo", "loop.iterations=4", "loop.stop={metric: accuracy, patience: 2}", "training.learning_rate=1e-9"
     )
@@ -240,11 +241,10 @@ def test_the_best_iterate_is_the_result_when_stopping_at_convergence(tiny, tmp_p
     weights = (result.model / "model.safetensors").read_bytes()
     assert weights == (tmp_path / f"run/iter_{best}/train/model/model.safetensors").read_bytes()
     assert f", iteration {best}\n" in (result.model / "README.md").read_text(encoding="utf-8")
+    assert f"{best}/{len(accuracies)}" in here("compare", result.out)
 
 
 def test_two_processes_do_not_share_a_folder(tiny, tmp_path):
-    from sera_core.workspace import Workspace
-
     with (
         Workspace(tmp_path / "run", tmp_path / "cache"),
         pytest.raises(SeraError, match="Another process is running"),

@@ -12,7 +12,6 @@ from sera_core.testing.tiny import WORDS
 TINY = (
     "tokens.max_prompt_tokens=32",
     "tokens.max_response_tokens=16",
-    "loop.iterations=2",
     "training.per_device_train_batch_size=4",
     "training.gradient_accumulation_steps=1",
     "training.learning_rate=1.0e-3",
@@ -43,12 +42,12 @@ def write_pairs(path: Path, count: int = 30, start: int = 0) -> Path:
 
 
 def tiny_overrides(preset: str, source: Path, model: Path, *more: str) -> list[str]:
-    """The command-line overrides that make a preset tiny; what one-stage or non-generating presets refuse is left out."""
+    """The command-line overrides that make a preset tiny; what it has no use for, or would refuse, is left out."""
     raw = configfile.read(configfile.locate(preset))
-    own = [*TINY, *(GENERATED if isinstance(raw.get("generated"), dict) else ())]
-    if "loop" not in raw:
-        own.remove("loop.iterations=2")
-    return [f"source={source}", f"policy.model={model}", *own, *more]
+    generated = GENERATED if isinstance(raw.get("generated"), dict) else ()
+    # One-stage presets have no loop, and one that stops by itself has schedules as long as its loop.
+    loop = ("loop.iterations=2",) if "loop" in raw and "stop" not in raw["loop"] else ()
+    return [f"source={source}", f"policy.model={model}", *TINY, *generated, *loop, *more]
 
 
 def tiny_config(preset: str, source: Path, model: Path, *more: str) -> dict:

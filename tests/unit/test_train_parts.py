@@ -136,7 +136,7 @@ def test_arguments_are_built(tmp_path):
     assert (arguments.learning_rate, arguments.seed, arguments.report_to) == (2e-4, 5, [])
     assert (arguments.save_strategy, arguments.logging_steps, arguments.n_gpu) == ("no", 1, 0)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match=r"transformers refuses the training fields.*'cosin'"):
+    with pytest.raises(ConfigError, match=r"training.lr_scheduler_type has no value 'cosin'. Did you mean 'cosine'"):
         build_arguments({"lr_scheduler_type": "cosin", "use_cpu": True}, output_dir=tmp_path, seed=0)
 
 

@@ -109,6 +109,10 @@ class Preferences:
         Raises:
             DataError: the data cannot be read or no usable pair is left.
         """
+        if self.revision is not None and Path(self.path).expanduser().exists():
+            raise ConfigError(
+                f"source.revision is '{self.revision}', but source.path is the local {self.path}. Remove it."
+            )
         rows = read_rows(self.path, self.split, self.revision)
         found, dropped = text_pairs(rows, self.format, self._row_options(seed), self._where(self.split))
         train, held, held_rows = self._divide(found, seed, dropped)

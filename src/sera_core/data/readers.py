@@ -93,7 +93,9 @@ def _read_file(file: Path) -> list[Row]:
         raise DataError(f"The file {file} has no known ending. Expected one of {', '.join(_READERS)}.")
     try:
         rows = _READERS[suffix](file)
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"The file {file} cannot be read as {suffix}: {error}. Save it as UTF-8.") from error
+    except (OSError, EOFError, zlib.error, csv.Error, pa.ArrowException) as error:
         raise DataError(f"The file {file} cannot be read as {suffix}: {error}. Check that it is complete.") from error
     if not rows:
         raise DataError(f"The file {file} holds no rows. Give a file with at least one preference pair.")

@@ -207,4 +207,6 @@ def _replace(path: Path, content: bytes) -> None:
         os.replace(temporary, path)  # noqa: PTH105 (the atomic call, named as such)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StoreError(f"The table {path} cannot be written: {error}. Free space or choose another --out.") from error
+        raise StoreError(
+            f"The table {path} cannot be written: {error.strerror or error}. Free space or choose another --out."
+        ) from error

@@ -61,7 +61,7 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
-            f"No tokenizer could be loaded from '{path}': {error}. Give a folder with its files."
+            f"No tokenizer could be loaded from '{path}': {_reason(error)}. Save the tokenizer beside the model."
         ) from error
     if tokenizer.eos_token is None:
         raise ModelError(
@@ -74,6 +74,12 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
     return tokenizer
 
 
+def _reason(error: Exception) -> str:
+    """The first line of a library's message; one that only opens a list of guesses is put in plain words."""
+    line = str(error).strip().partition("\n")[0].rstrip(". ")
+    return "its tokenizer files (such as tokenizer.json) are missing" if not line or line.endswith(":") else line
+
+
 def _template_text(given: str) -> str:
     """Inline Jinja as it is; otherwise the content of the file named."""
     if "{" in given:
@@ -84,7 +90,10 @@ def _template_text(given: str) -> str:
             f"tokens.chat_template is '{given}', which is neither Jinja text (it has no braces) nor an existing file."
             " Give the template itself or the path of a .jinja file."
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"tokens.chat_template: {path} cannot be read as UTF-8 text: {error}.") from error
 
 
 def render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], generation: bool) -> list[str]:
@@ -106,8 +115,8 @@ def render(tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversat
     except (TemplateError, TypeError, ValueError) as error:
         roles = sorted({tuple(m.role for m in conversation) for conversation in conversations}, key=len)
         raise DataError(
-            f"The chat template of '{tokenizer.name_or_path}' refused a conversation: {error}. Role sequences given:"
-            f" {', '.join('/'.join(r) for r in roles[:3])}. Change the data or set `tokens.chat_template`."
+            f"The chat template of '{tokenizer.name_or_path}' refused a conversation: {_reason(error)}. Role sequences"
+            f" given: {', '.join('/'.join(r) for r in roles[:3])}. Change the data or set `tokens.chat_template`."
         ) from error
     return cast("list[str]", rendered)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +13,17 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import logging as hub_logging
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from sera_core.errors import ModelError, StoreError, suggest
@@ -30,9 +40,13 @@ def resolve_model(name: str, cache: Path, revision: str | None = None) -> Path:
     Built-in models are made once under `cache`; hub ids are downloaded into the hub's own cache.
 
     Raises:
-        ModelError: the name leads nowhere, or the download fails.
+        ModelError: the name leads nowhere, the download fails, or `revision` is given for a model not of the hub.
     """
     path = Path(name).expanduser()
+    if revision is not None and (path.is_dir() or name in BUILTIN):
+        raise ModelError(
+            f"The revision {revision!r} is given for the model {name!r}, which is not from the hub. Remove it."
+        )
     if path.is_dir():
         return path
     if name in BUILTIN:
@@ -69,14 +83,28 @@ def load_policy(
         with quiet():
             auto: Any = AutoModelForCausalLM
             model, info = auto.from_pretrained(
-                folder, dtype=getattr(torch, dtype), local_files_only=True, output_loading_info=True, **options
+                folder,
+                dtype=getattr(torch, dtype),
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        if attn_implementation is not None and "attention" in str(error).lower().replace("attn", "attention"):
+            raise ModelError(
+                f"attn_implementation {attn_implementation!r} cannot be used here: {_first_line(error)} "
+                "Choose sdpa or eager, or install what it needs."
+            ) from error
         raise ModelError(
             f"Cannot load a causal language model from {folder}: {_first_line(error)} "
             "Check that the folder was written completely by save_pretrained."
         ) from error
-    broken = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in info.get(kind, ()))
+    broken = sorted(
+        key if isinstance(key, str) else str(key[0])
+        for kind in ("missing_keys", "mismatched_keys")
+        for key in info.get(kind, ())
+    )
     if broken:
         raise ModelError(
             f"{folder} lacks usable weights for {len(broken)} parameters ({', '.join(broken[:3])}, ...), which would "
@@ -85,6 +113,27 @@ def load_policy(
     _repair_generation_config(model)
     policy: PreTrainedModel = model.to(device or default_device()).eval()
     return policy
+
+
+def load_config(path: Path | str) -> PreTrainedConfig:
+    """The configuration in a model folder.
+
+    Raises:
+        ModelError: no such folder, no readable configuration in it, or not that of a causal language model.
+    """
+    folder = _folder(path)
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"Cannot read config.json in {folder}: {_first_line(error)} Give a folder written by save_pretrained."
+        ) from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"The model in {folder} is of type {config.model_type!r}, which is no causal language model. "
+            "Give one that AutoModelForCausalLM loads."
+        )
+    return config
 
 
 def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
@@ -129,15 +178,18 @@ def default_device() -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars or advice from transformers inside; its settings come back afterwards."""
+    """No progress bars or advice from transformers and the hub inside; their settings come back afterwards."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    hub_verbosity = hub_logging.get_verbosity()
     settings: Any = transformers_logging
     settings.set_verbosity_error()
     settings.disable_progress_bar()
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
         settings.set_verbosity(verbosity)
+        hub_logging.set_verbosity(hub_verbosity)
         if bars:
             settings.enable_progress_bar()
 

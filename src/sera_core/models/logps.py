@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from sera_core.errors import ModelError
 from sera_core.records import Ids
 
+_CPU_TOKENS, _GPU_TOKENS = 1024, 16384
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Group:
@@ -81,6 +83,11 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
         forwarded_tokens=sum(len(batch) * max(len(rows[i].ids) for i in batch) for batch in batches),
         useful_tokens=sum(len(row.ids) for row in rows),
     )
+
+
+def default_budget(device: torch.device) -> int:
+    """Padded tokens per forward where the user names none: on a CPU padding costs more than a larger batch gains."""
+    return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
 
 
 def _rows(groups: Sequence[Group], vocabulary: int) -> list[_Row]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sera_core.errors import ModelError
-from sera_core.models.logps import Group, group_logps
+from sera_core.models.logps import Group, default_budget, group_logps
 from sera_core.models.store import LogProbStore, response_key
 from sera_core.protocols import Progress
 from sera_core.records import Floats, Response
@@ -23,13 +23,14 @@ def score_responses(
     template: str,
     store: LogProbStore,
     *,
-    token_budget: int = 8192,
-    chunk: int = 512,
+    token_budget: int | None = None,
+    chunk: int = 128,
     progress: Progress | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Summed log-probs float64 [n] and lengths int64 [n] of n responses, in input order, without gradient.
 
-    `model_provider` gives the model in eval mode; it is called once, and only when the store misses something.
+    `token_budget` counts padded tokens per forward; None takes the device's default. `model_provider` gives the model
+    in eval mode; it is called once, and only when the store misses something.
     `scorer` identifies that model (its weights hash), `template` is the hash of the chat template behind the ids.
     Equal responses are computed once. Every `chunk` responses are stored as soon as they are done, so that a killed
     process loses one chunk. `progress` is told (known, total) over distinct responses.
@@ -62,7 +63,7 @@ def _compute(
     keys: Sequence[bytes],
     responses: dict[bytes, Response],
     store: LogProbStore,
-    token_budget: int,
+    token_budget: int | None,
 ) -> dict[bytes, float]:
     """Sums of the responses named by `keys`, computed and stored. What another process stored first counts."""
     by_prompt: dict[bytes, list[bytes]] = {}
@@ -75,9 +76,13 @@ def _compute(
     order = [key for members in by_prompt.values() for key in members]
     try:
         with torch.inference_mode():
-            result = group_logps(model, groups, token_budget=token_budget)
+            budget = token_budget or default_budget(next(model.parameters()).device)
+            result = group_logps(model, groups, token_budget=budget)
     except ModelError as error:
         first, last = (responses[order[end]].prompt.id for end in (0, -1))
-        raise ModelError(f"Scoring the responses to prompts {first!r} ... {last!r}, counted from 0: {error}") from error
+        name = getattr(model, "name_or_path", "") or type(model).__name__
+        raise ModelError(
+            f"Scoring with {name} the responses to prompts {first!r} ... {last!r}, counted from 0: {error}"
+        ) from error
     stored = store.put(scorer, order, result.sums.cpu().numpy(), result.lengths.cpu().numpy().astype(np.int32))
     return dict(zip(order, stored.tolist(), strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -9,7 +10,12 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
+from transformers.training_args import OptimizerNames
 
 from sera_core.errors import ConfigError, suggest
 
@@ -109,6 +115,8 @@ _FIXED: Mapping[str, Any] = MappingProxyType(
 )
 
 _COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
+_NOT_NEGATIVE = ("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "dataloader_num_workers")
+_BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 
 def check_training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,6 +136,7 @@ def check_training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
         default = known[name].default
         checked[name] = value if default is MISSING else _typed(name, value, default)
     _check_ranges(checked)
+    _check_words(checked)
     return checked
 
 
@@ -143,7 +152,9 @@ def build_arguments(values: Mapping[str, Any], *, output_dir: Path, seed: int) -
         arguments = TrainingArguments(output_dir=str(output_dir), seed=seed % 2**32, **given)
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         text = str(error).strip() or type(error).__name__
-        raise ConfigError(f"transformers refuses the training fields {dict(values)}: {text}") from error
+        raise ConfigError(
+            f"transformers refuses the training fields: {text.rstrip('.')}. Change one of {', '.join(values)}."
+        ) from error
     if arguments.n_gpu > 1:
         # Several devices need one process each: DataParallel would split records it does not understand.
         arguments._n_gpu = 1
@@ -179,8 +190,12 @@ def _typed(name: str, value: object, default: object) -> object:
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
     rate = values.get("learning_rate")
-    if rate is not None and not rate > 0:
+    if rate is not None and not 0 < rate < math.inf:
         raise ConfigError(f"training.learning_rate is {rate}: nothing would be trained. Give a positive number.")
+    for name in (*_NOT_NEGATIVE, *_BELOW_ONE):
+        if not 0 <= values.get(name, 0) < (1 if name in _BELOW_ONE else math.inf):
+            below = " and below 1" if name in _BELOW_ONE else ""
+            raise ConfigError(f"training.{name} must be at least 0{below}, got {values[name]}.")
     for name in _COUNTS:
         if values.get(name, 1) < 1:
             raise ConfigError(f"training.{name} must be at least 1, got {values[name]}.")
@@ -189,3 +204,23 @@ def _check_ranges(values: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"training would take no step: num_train_epochs {epochs}, max_steps {steps}. Give a positive number."
         )
+
+
+def _check_words(values: Mapping[str, Any]) -> None:
+    for name, words in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
+        known = [word.value for word in words]
+        if name in values and str(values[name]) not in known:
+            raise ConfigError(f"training.{name} has no value {values[name]!r}. {suggest(str(values[name]), known)}")
+    wanted = values.get("report_to", "none")
+    for tracker in [wanted] if isinstance(wanted, str) else list(wanted or ()):
+        if tracker in {"none", "all"}:
+            continue
+        if tracker not in INTEGRATION_TO_CALLBACK:
+            advice = suggest(tracker, INTEGRATION_TO_CALLBACK)
+            raise ConfigError(f"training.report_to has no value {tracker!r}. {advice}")
+        available = get_available_reporting_integrations()  # type: ignore[no-untyped-call]  # untyped in transformers
+        if tracker not in available:
+            raise ConfigError(
+                f"training.report_to is {tracker}, whose package is not installed. Install it, or choose none: "
+                "metrics.jsonl has every step in any case."
+            )

@@ -100,7 +100,8 @@ def train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Train
         ) from error
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"Training could not write to {request.workdir}: {error}. Free space and run again."
+            f"Training could not write to {request.workdir}: {getattr(error, 'strerror', None) or error}. "
+            "Free space and run again."
         ) from error
 
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
-from sera_core.errors import ModelError
-from sera_core.models.logps import group_logps
+from sera_core.errors import ModelError, StoreError
+from sera_core.models.logps import default_budget, group_logps
 from sera_core.records import PairBatch, PairLogps, StepRecord
 from sera_core.train.batch import EpochBatches, PairDataset, PairInputs, collate
 from sera_core.train.checks import check_finite, check_margins_zero, check_reference
@@ -23,8 +23,6 @@ from sera_core.train.effective import Fixed, Part, fix, needs_whole_batch
 from sera_core.train.lora import adapter_off
 from sera_core.train.metrics import micro_sums, step_metrics
 from sera_core.train.step import Algebra, batch_stats, pair_losses, reduce
-
-_CPU_TOKENS = 2048
 
 
 class PairTrainer(Trainer):
@@ -137,6 +135,16 @@ class PairTrainer(Trainer):
         """0: nothing here reads an operation count."""
         return 0
 
+    def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
+        try:
+            super()._save_checkpoint(model, trial)
+        except RuntimeError as error:
+            # torch.save reports a full disk in this way, not as an OSError.
+            folder = self.args.output_dir
+            raise StoreError(
+                f"A checkpoint could not be written to {folder}: {str(error).strip()}. Free space there and run again."
+            ) from error
+
     def _prepare_inputs(self, inputs: PairInputs) -> PairInputs:  # type: ignore[override]  # see compute_loss
         """Leave the micro-batch as it is: `_open_step` moves the whole effective batch."""
         return inputs
@@ -168,7 +176,7 @@ class PairTrainer(Trainer):
 
     def _logps(self, model: nn.Module, inputs: PairInputs) -> PairLogps:
         try:
-            scored = group_logps(model, inputs.groups, token_budget=_budget(self.args.device))
+            scored = group_logps(model, inputs.groups, token_budget=default_budget(self.args.device))
         except ModelError as error:
             names = ", ".join(map(repr, inputs.ids[:8]))
             raise ModelError(f"Optimiser step {self.state.global_step + 1}, pairs {names}: {error}") from error
@@ -238,8 +246,3 @@ def _moved(part: Part, device: torch.device) -> Part:
     columns = (getattr(logps, name) for name in PairLogps.__slots__)
     moved = PairLogps(*(None if column is None else column.to(device) for column in columns))  # type: ignore[arg-type]
     return Part(moved, part.flipped.to(device), part.counted)
-
-
-def _budget(device: torch.device) -> int | None:
-    """Padded tokens per forward: on a CPU padding costs more than a larger batch gains."""
-    return _CPU_TOKENS if device.type == "cpu" else None
