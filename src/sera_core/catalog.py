@@ -35,6 +35,7 @@ _EXPECTED: Mapping[str, str] = MappingProxyType(
         "string_pattern": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
     }
 )
+_UNION_TAGS = frozenset({"bool", "float", "int", "str"})
 _LONGEST_SHOWN = 200
 
 
@@ -139,7 +140,7 @@ def first_problem(error: ValidationError) -> str:
 
 def _path(location: tuple[int | str, ...]) -> str:
     """The path in the settings, without the validation library's tags for members of a union."""
-    return ".".join(str(part) for part in location if "[" not in str(part))
+    return ".".join(str(part) for part in location if "[" not in str(part) and part not in _UNION_TAGS)
 
 
 def _expected(kind: str, message: str) -> str:

@@ -18,6 +18,21 @@ _SPEC_KEYS = frozenset(
 )
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML in which a key may stand only once in a mapping."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, or ConstructorError for a key given twice."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key '{key.value}' is given twice; keep one", key.start_mark
+                )
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+
 def presets() -> dict[str, Path]:
     """Shipped configurations by name: ``dpo`` for configs/runs/dpo.yaml."""
     return {path.stem: path for path in sorted((CONFIGS / "runs").glob("*.yaml"))}
@@ -52,7 +67,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path.resolve() in seen:
         raise ConfigError(f"'extends' runs in a circle: {' -> '.join(str(p) for p in (*seen, path))}. Remove one.")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506  # a SafeLoader
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not valid YAML: {error}") from error
     except UnicodeDecodeError as error:
@@ -109,7 +124,7 @@ def override(raw: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, An
     result = dict(raw)
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
-        if not equals or not path.strip():
+        if not equals or not all(part.strip() for part in path.split(".")):
             raise ConfigError(f"Override '{assignment}' is not of the form key.path=value, such as seed=1.")
         try:
             value = yaml.safe_load(text)

@@ -10,23 +10,19 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sera_core.context import Context, Policy, prompts_key, sampling_key
-from sera_core.curate import diagnose
-from sera_core.curate.label import label, with_targets
+from sera_core.context import Context, Policy
+from sera_core.curate.label import label
 from sera_core.curate.measure import measure, pack, unpack
-from sera_core.curate.prompts import AnyPrompt, named_prompts, offline_prompts, share_of_round
-from sera_core.curate.score import both_sides, by_prompt, margins, pair_margins, score
-from sera_core.curate.select import keep, mix, select
+from sera_core.curate.score import both_sides, by_prompt, pair_margins, score
 from sera_core.curate.streams import stream
-from sera_core.data.tables import read_candidates, read_pairs, write_candidates, write_pairs
-from sera_core.data.targets import tokenize_targets
-from sera_core.data.tokens import tokenize_prompts
+from sera_core.data.tables import read_pairs, write_pairs
+from sera_core.drawing import draw_candidates
 from sera_core.errors import DataError
 from sera_core.plan import IterationPlan
-from sera_core.prepare import limits_of
-from sera_core.protocols import Generator, Progress, Sampling, Scorer
-from sera_core.records import Candidates, Floats, Pairs, Prompt, Response
-from sera_core.workspace import Stage, checksums, read_json, write_json
+from sera_core.protocols import Progress, Scorer
+from sera_core.records import Candidates, Floats, Pairs, Response
+from sera_core.selection import Curated, select_pairs
+from sera_core.workspace import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +39,6 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Curated:
-    """What an iteration trains on. `found` holds diagnostics per section, `seconds` the time of each stage."""
-
-    pairs: Pairs
-    found: Mapping[str, Any]
-    digest: str
-    seconds: Mapping[str, float]
-
-
-@dataclass(frozen=True, slots=True)
 class Scored:
     """Responses of one section (offline or generated) that a scorer is to score."""
 
@@ -64,90 +50,13 @@ class Scored:
 def curate(run: Context, step: IterationPlan, history: History) -> Curated:
     """Everything from the newest policy to this iteration's training set D_t (Source: Ko et al. 2024, Eq. 5-7)."""
     done: dict[str, Stage] = {}
-    candidates, lost = _generate(run, step, history, done)
+    candidates, lost = draw_candidates(run, step, history.newest, done)
     sections = _sections(run, step, candidates)
     scores = _score(run, step, history, sections, done) if sections else {}
     labelled: tuple[Pairs, Floats] | None = None
     if candidates is not None:
         labelled = _label(run, step, candidates, scores.get("generated"), lost, done)
-    return _select(run, step, scores.get("offline"), labelled, done)
-
-
-def generate(
-    run: Context,
-    policy: Policy,
-    prompts: tuple[Prompt, ...],
-    generator: tuple[str, Generator],
-    sampling: Sampling,
-    *,
-    where: str,
-    iteration: int,
-    purpose: str,
-) -> tuple[Candidates, Stage]:
-    """Samples of a policy, as a stage. Evaluation uses it too."""
-
-    def compute(folder: Path, progress: Progress) -> None:
-        context = run.generation(iteration, purpose, progress)
-        write_candidates(folder / "candidates.arrow", generator[1].generate(policy.path, prompts, sampling, context))
-
-    inputs = {
-        "model": policy.hash,
-        "dtype": run.plan.config.policy.dtype,
-        "template": run.template,
-        "generator": run.component("generator", *generator),
-        "sampling": sampling_key(sampling),
-        "prompts": prompts_key(prompts),
-        "draw": [run.plan.config.seed, iteration, purpose],
-    }
-    stage = run.stage("generate", where, inputs, compute)
-    return read_candidates(stage.path / "candidates.arrow"), stage
-
-
-def _generate(
-    run: Context, step: IterationPlan, history: History, done: dict[str, Stage]
-) -> tuple[Candidates | None, Mapping[str, int]]:
-    """Candidates, and how many prompts could not be used, by reason."""
-    plan = step.generated
-    if plan is None:
-        return None, {}
-    prompts, targets, lost = _prompts(run, step)
-    candidates, done["generate"] = generate(
-        run,
-        history.newest,
-        prompts,
-        (plan.settings.generator.name, plan.generator),
-        plan.sampling,
-        where=f"iter_{step.iteration}/generate",
-        iteration=step.iteration,
-        purpose="curate",
-    )
-    return with_targets(candidates, targets) if plan.labeler.needs.targets else candidates, lost
-
-
-def _prompts(run: Context, step: IterationPlan) -> tuple[tuple[Prompt, ...], Mapping[str, Response], Mapping[str, int]]:
-    """The prompts of this iteration, reference answers where the labeler needs them, and unusable prompts by reason."""
-    plan = step.generated
-    if plan is None:
-        return (), {}, {}
-    settings = plan.settings
-    if settings.prompts == "offline":
-        return _of_iteration(run, step, offline_prompts(run.data.pairs.pairs)), {}, {}
-    limits = limits_of(run.plan)
-    named = _of_iteration(run, step, named_prompts(run.data.source, settings.prompts))
-    prompts, lost = tokenize_prompts(run.tokenizer, named, limits)
-    if not plan.labeler.needs.targets:
-        return prompts, {}, lost
-    targets, unusable = tokenize_targets(run.tokenizer, prompts, limits)
-    lost = {reason: lost.get(reason, 0) + unusable.get(reason, 0) for reason in sorted({*lost, *unusable})}
-    return tuple(prompt for prompt in prompts if prompt.id in targets), targets, lost
-
-
-def _of_iteration(run: Context, step: IterationPlan, prompts: tuple[AnyPrompt, ...]) -> tuple[AnyPrompt, ...]:
-    plan = step.generated
-    if plan is not None and plan.settings.disjoint:
-        first = plan.settings.from_iteration
-        prompts = share_of_round(prompts, step.iteration - first, run.plan.config.loop.iterations - first + 1)
-    return prompts if plan is None else prompts[: plan.settings.limit]
+    return select_pairs(run, step, scores.get("offline"), labelled, done)
 
 
 def _sections(run: Context, step: IterationPlan, candidates: Candidates | None) -> tuple[Scored, ...]:
@@ -244,74 +153,3 @@ def _label(
     done["label"] = run.stage("label", f"iter_{step.iteration}/label", inputs, compute)
     folder = done["label"].path
     return read_pairs(folder / "pairs.arrow"), load_file(folder / "margins.safetensors")["margins"]
-
-
-def _select(
-    run: Context,
-    step: IterationPlan,
-    offline_scores: Floats | None,
-    labelled: tuple[Pairs, Floats] | None,
-    done: dict[str, Stage],
-) -> Curated:
-    def compute(folder: Path, _progress: Progress) -> None:
-        parts: dict[str, Pairs] = {}
-        found: dict[str, Any] = {}
-        if step.offline is not None:
-            parts["offline"], found["offline"] = _select_offline(run, step, offline_scores)
-        if labelled is not None:
-            parts["generated"], found["generated"] = _select_generated(run, step, *labelled)
-        write_pairs(folder / "pairs.arrow", mix(parts))
-        write_json(folder / "selection.json", found)
-
-    inputs: dict[str, Any] = {"data": run.data.key, "seed": [run.plan.config.seed, step.iteration]}
-    inputs["score"] = done["score"].key if "score" in done else None
-    inputs["label"] = done["label"].key if "label" in done else None
-    inputs["judge"] = run.judge()
-    offline, generated = step.config.offline, step.config.generated
-    if step.offline is not None and offline is not None:
-        acts = step.offline.acts
-        inputs["offline"] = run.component("selector", offline.selector.name, step.offline.selector) if acts else "all"
-    if step.generated is not None and generated is not None:
-        inputs["generated"] = run.component("selector", generated.selector.name, step.generated.selector)
-    stage = done["select"] = run.stage("select", f"iter_{step.iteration}/select", inputs, compute)
-    return Curated(
-        pairs=read_pairs(stage.path / "pairs.arrow"),
-        found=read_json(stage.path / "selection.json"),
-        digest=checksums(stage.path)["pairs.arrow"],
-        seconds={name: each.seconds for name, each in done.items()},
-    )
-
-
-def _select_offline(run: Context, step: IterationPlan, scores: Floats | None) -> tuple[Pairs, dict[str, Any]]:
-    pairs, plan = run.data.pairs, step.offline
-    found: dict[str, Any] = {
-        "pairs": len(pairs.pairs),
-        "flipped_share": diagnose.flipped_share(pairs.pairs),
-        "length_advantage": diagnose.length_advantage(pairs.pairs),
-    }
-    if plan is None or not plan.acts:
-        return pairs, found
-    values = np.zeros(len(pairs.pairs)) if scores is None else margins(scores)
-    rng = stream(run.plan.config.seed, step.iteration, "select offline")
-    kept = keep(pairs, select(plan.selector, values, pairs.pool, rng))
-    found |= {
-        "flip_auc": diagnose.flip_auc(values, pairs.pairs) if scores is not None else None,
-        "kept": len(kept.pairs),
-        "kept_flipped_share": diagnose.flipped_share(kept.pairs),
-        "kept_length_advantage": diagnose.length_advantage(kept.pairs),
-    }
-    return kept, found
-
-
-def _select_generated(run: Context, step: IterationPlan, pairs: Pairs, values: Floats) -> tuple[Pairs, dict[str, Any]]:
-    plan, judge = step.generated, run.plan.judge
-    if plan is None:
-        return pairs, {}
-    rng = stream(run.plan.config.seed, step.iteration, "select generated")
-    kept = keep(pairs, select(plan.selector, values, pairs.pool, rng))
-    found: dict[str, Any] = {"pairs": len(pairs.pairs), "kept": len(kept.pairs)}
-    found["kept_length_advantage"] = diagnose.length_advantage(kept.pairs)
-    if judge is not None and kept.pairs:
-        grades = np.asarray(judge.grade(both_sides(kept.pairs)), dtype=np.float64)
-        found["accuracy"] = diagnose.agreement(grades, len(kept.pairs))
-    return kept, found

@@ -13,13 +13,15 @@ import torch
 from sera_core.config import LoraConfig
 from sera_core.context import Context, Policy
 from sera_core.curate.score import both_sides
-from sera_core.curation import Curated, History, curate, generate
+from sera_core.curation import History, curate
+from sera_core.drawing import generate
 from sera_core.evaluate.intervals import correlation
 from sera_core.evaluate.policy import of_ancestral, of_judge, of_pairs, of_probe, of_samples
 from sera_core.models.hashes import weights_hash
 from sera_core.plan import IterationPlan
 from sera_core.protocols import Diagnosing, Objective, Progress, Sampling
 from sera_core.records import Candidates, PairLogps, Pairs, StepRecord
+from sera_core.selection import Curated
 from sera_core.train.lora import LoraOptions
 from sera_core.train.run import TrainRequest, train
 from sera_core.train.step import Algebra

@@ -53,6 +53,7 @@ def text_pairs(
     Raises:
         DataError: columns are missing, an id names two different pairs, or no pair is left.
     """
+    _require_sources(options.columns, rows, where)
     renamed = [_rename(row, options) for row in rows]
     present = {name for row in renamed for name in row}
     chosen_form = _detect(renamed, present, where) if form == "auto" else form
@@ -145,6 +146,16 @@ def _detect(rows: Sequence[Row], present: set[str], where: str) -> Format:
 def _require(wanted: Sequence[str], present: set[str], rows: Sequence[Row], form: str, where: str) -> None:
     if not set(wanted) <= present:
         raise _columns_error(wanted, {name for row in rows for name in row}, f"format '{form}'", where)
+
+
+def _require_sources(columns: Mapping[str, str | None], rows: Sequence[Row], where: str) -> None:
+    """DataError when `columns` names a column that no row has."""
+    found = {name for row in rows for name in row}
+    for name, source in columns.items():
+        if source is not None and source not in found:
+            raise DataError(
+                f"source.columns.{name} is '{source}', which {where} does not have. {suggest(source, found)}"
+            )
 
 
 def _columns_error(wanted: Sequence[str], present: set[str], form: str, where: str) -> DataError:

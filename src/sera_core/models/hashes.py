@@ -85,10 +85,11 @@ def _base_name(name: str) -> str:
 
 
 def _base_hash(path: Path, config: dict[str, Any], dtype: str) -> str:
-    base = Path(str(config.get("base_model_name_or_path") or ""))
-    if not base.is_dir() or base.resolve() == path.resolve():
+    name = str(config.get("base_model_name_or_path") or "")
+    base = Path(name)
+    if not name or not base.is_dir() or base.resolve() == path.resolve():
         raise ModelError(
-            f"The adapter in {path} sits on {str(base)!r}, which is not a local folder, so its weights cannot be "
+            f"The adapter in {path} sits on {name!r}, which is not a local folder, so its weights cannot be "
             "identified. Merge the adapter into its base, or put the base's folder into adapter_config.json."
         )
     return weights_hash(base, dtype)

@@ -122,6 +122,11 @@ def load_config(path: Path | str) -> PreTrainedConfig:
         ModelError: no such folder, no readable configuration in it, or not that of a causal language model.
     """
     folder = _folder(path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds an adapter without its model. Merge the adapter into the model (peft's merge_and_unload), "
+            "save it with its tokenizer, and give that folder."
+        )
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

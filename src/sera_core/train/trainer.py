@@ -179,7 +179,8 @@ class PairTrainer(Trainer):
             scored = group_logps(model, inputs.groups, token_budget=default_budget(self.args.device))
         except ModelError as error:
             names = ", ".join(map(repr, inputs.ids[:8]))
-            raise ModelError(f"Optimiser step {self.state.global_step + 1}, pairs {names}: {error}") from error
+            advice = " Or lower training.learning_rate." if self.state.global_step else ""
+            raise ModelError(f"Optimiser step {self.state.global_step + 1}, pairs {names}: {error}{advice}") from error
         return inputs.logps(scored.sums, scored.lengths)
 
     def _with_live_reference(self, model: nn.Module, batch: PairInputs) -> PairInputs:
