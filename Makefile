@@ -31,10 +31,10 @@ demo: $(VENV)/.stamp-run
 	@$(BIN)/sera compare $(DEMO)/dpo $(DEMO)/iterative-dpo $(DEMO)/sera-dpo
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 test-slow: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto
 
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check $(SOURCES)

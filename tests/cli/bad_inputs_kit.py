@@ -1,166 +1,100 @@
-"""A tiny model, tiny data, and the command line run on them inside the test process."""
+"""How to run into a bad input: runs with one thing wrong, models and disks that are damaged."""
 
 import errno
-import itertools
 import json
 import os
 import shutil
-import subprocess
 import sys
-from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from unittest import mock
 
-import yaml
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 
-from sera_core import cli
 
-NOUNS, COLOURS = ("sky", "sea", "sun", "dog", "cat", "tree"), ("blue", "red", "green", "one", "two", "three")
-SMALL = {
-    "tokens": {"max_prompt_tokens": 32, "max_response_tokens": 16},
-    "training": {
-        "max_steps": 2,
-        "learning_rate": 0.001,
-        "warmup_steps": 0,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 1,
-    },
-    "evaluation": {"prompts": 2, "kl_prompts": 2, "sampling": {"max_new_tokens": 4}},
-}
+def preset(name, *arguments):
+    return lambda place: place.preset(name, *arguments)
 
 
-def good_rows(count=24):
-    """Conversational preference pairs with distinct prompts, all within the tiny vocabulary."""
-    asked = itertools.islice(itertools.product(NOUNS, COLOURS), count)
-    return [
-        {
-            "id": f"row-{i}",
-            "prompt": user(f"what is {noun} {colour}"),
-            "chosen": f"{noun} is {colour}",
-            "rejected": f"not {colour} {noun}",
-        }
-        for i, (noun, colour) in enumerate(asked)
-    ]
+def dpo(*arguments):
+    return preset("dpo", *arguments)
 
 
-def user(text):
-    return [{"role": "user", "content": text}]
+def config(text):
+    return lambda place: place.config(text)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one command ended."""
-
-    code: int
-    out: str
-    err: str
+def run(*arguments):
+    """A small run; an argument may be a function of the place."""
+    return lambda place: place.run(*(a if isinstance(a, str) else a(place) for a in arguments))
 
 
-class Place:
-    """A folder of one test's inputs. Methods that write an input return the argument that names it."""
+def model(change, *arguments):
+    return run(lambda place: place.model(change), *arguments)
 
-    def __init__(self, folder, model, capfd):
-        self.folder, self.tiny, self._capfd = folder, model, capfd
-        self.out, self.cache = folder / "out", folder / "cache"
 
-    def file(self, name, content=""):
-        path = self.folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return str(path)
+def template(text):
+    return run(lambda place: place.template(text))
 
-    def rows(self, rows, name="data.jsonl"):
-        return "source=" + self.file(name, "".join(json.dumps(row) + "\n" for row in rows))
 
-    def first(self, count, **changes):
-        """Good data whose first `count` rows have other values."""
-        rows = good_rows()
-        for row in rows[:count]:
-            row.update(changes)
-        return self.rows(rows)
+def data(name, content):
+    return run(lambda place: "source=" + place.file(name, content))
 
-    def scored(self, score):
-        """Good data as two scored answers; the first row's better answer has `score` (the other one has 1)."""
-        rows = [
-            {
-                "prompt": row["prompt"],
-                "responses": [{"content": row["chosen"], "score": 2.0}, {"content": row["rejected"], "score": 1.0}],
-            }
-            for row in good_rows()
-        ]
-        rows[0]["responses"][0]["score"] = score
-        return self.rows(rows)
 
-    def model(self, change):
-        """A copy of the tiny model after `change(folder)`."""
-        path = self.folder / "model"
-        shutil.copytree(self.tiny, path)
-        change(path)
-        return f"policy.model={path}"
+def rows(*arguments, **changes):
+    """A small run whose first three rows have `changes`."""
+    return run(lambda place: place.first(3, **changes), *arguments)
 
-    def template(self, text):
-        return self.model(lambda folder: (folder / "chat_template.jinja").write_text(text, encoding="utf-8"))
 
-    def small_run(self, *arguments, config="dpo", out=None):
-        """Arguments of a run on good data and the tiny model, apart from what `arguments` say."""
-        base = self.file("small.yaml", yaml.safe_dump({"extends": config, "name": "small", **SMALL}))
-        given = {argument.partition("=")[0] for argument in arguments}
-        data = () if "source" in given else (self.rows(good_rows(), "good.jsonl"),)
-        model = () if "policy.model" in given else (f"policy.model={self.tiny}",)
-        return ("run", base, *data, *model, *arguments, "--out", str(out or self.out), "--cache", str(self.cache))
+def noise(content):
+    return run(lambda place: "source.noise=" + place.file("noise.json", content))
 
-    def run(self, *arguments, **options):
-        return self.sera(*self.small_run(*arguments, **options))
 
-    def preset(self, name, *arguments):
-        """A preset as it is; only for what must be refused before anything is computed."""
-        return self.sera("run", name, *arguments, "--out", str(self.out), "--cache", str(self.cache))
+def given(context, what):
+    """`what` inside a context, made when the test runs."""
 
-    def config(self, text):
-        return self.preset(self.file("mine.yaml", text))
+    def inside(place):
+        with context():
+            return what(place)
 
-    def sera(self, *arguments):
-        self._capfd.readouterr()
-        code = 0
-        with mock.patch.object(sys, "argv", ["sera", *arguments]):
-            try:
-                cli.main()
-            except SystemExit as stop:
-                code = stop.code or 0
-        return Outcome(code, *self._capfd.readouterr())
+    return inside
 
-    def apart(self, *arguments, before="", **environment):
-        """The same in a process of its own, after the statements `before`."""
-        code = f"{before}\nfrom sera_core.cli import main\nmain()"
-        done = subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            env={**os.environ, **environment},
-            check=False,
-        )
-        return Outcome(done.returncode, done.stdout, done.stderr)
 
-    def after(self, change):
-        """A good run, then `change()`, then the same run again, which must end with the same weights."""
-        first = self.run()
-        assert first.code == 0, first.err
-        weights = (self.out / "model" / "model.safetensors").read_bytes()
-        change()
-        again = self.run()
-        assert (self.out / "model" / "model.safetensors").read_bytes() == weights
-        return again
+def circle(place):
+    place.file("other.yaml", "extends: mine.yaml\n")
+    return place.config("extends: other.yaml\n")
 
-    def held(self):
-        """A run while somebody else holds the folder."""
-        self.out.mkdir()
-        with FileLock(self.out / ".lock"):
-            return self.run()
 
-    def read(self, name):
-        return json.loads((self.out / name).read_text(encoding="utf-8"))
+def folder(*files):
+    """A small run on a folder that holds `files`."""
+
+    def inside(place):
+        (place.folder / "folder").mkdir()
+        for name in files:
+            place.file(f"folder/{name}", "{}\n")
+        return place.run(f"source={place.folder / 'folder'}")
+
+    return inside
+
+
+def plugins(names, *arguments):
+    return given(lambda: mock.patch.dict(os.environ, {"SERA_PLUGINS": names}), preset("sera-dpo", *arguments))
+
+
+def missing_package(name, what):
+    return given(lambda: mock.patch.dict(sys.modules, {name: None}), what)
+
+
+def full(target, *arguments):
+    return given(lambda: full_disk(target), run(*arguments))
+
+
+def full_for(pattern):
+    return given(lambda: full_disk_for(pattern), run())
+
+
+def out(path):
+    return lambda place: place.run(out=path(place))
 
 
 def without(*names):
@@ -210,9 +144,23 @@ def small_vocabulary(folder):
 def closed_vocabulary(folder):
     """The tokenizer has no token for unknown words."""
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    content["model"]["unk_token"] = "[none]"
+    content["model"] |= {"unk_token": "[none]"}
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
     with_json("tokenizer_config.json", unk_token=None)(folder)
+
+
+def adapter_of(base):
+    """Only an adapter lies in the folder; its model is in the folder `base` below it, or nowhere."""
+
+    def change(folder):
+        (folder / "config.json").unlink()
+        if base is not None:
+            (folder / base).mkdir()
+            shutil.copy(folder / "model.safetensors", folder / base)
+        content = {"peft_type": "LORA", "base_model_name_or_path": base and str(folder / base)}
+        (folder / "adapter_config.json").write_text(json.dumps(content), encoding="utf-8")
+
+    return change
 
 
 def damaged(folder, pattern):
@@ -235,12 +183,12 @@ def full_disk(target):
     return mock.patch(target, side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
 
 
-def full_disk_for(name):
-    """Every file called `name` fails to open for writing, as on a full disk."""
+def full_disk_for(pattern):
+    """Every file whose name fits `pattern` fails to open for writing, as on a full disk."""
     really = Path.open
 
     def fails(path, mode="r", *rest, **options):
-        if path.name.startswith(name) and set(mode) & set("wax"):
+        if fnmatch(path.name, pattern) and set(mode) & set("wax"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return really(path, mode, *rest, **options)
 
