@@ -53,12 +53,13 @@ def run(
     settings.setdefault("name", Path(config).stem)
     if plan_only:
         from sera_core.plan import make_plan
+        from sera_core.resolved import resolved_settings
 
         plan = make_plan(settings, load_catalog())
         emit(
             {
                 "components": dict(sorted(plan.provenance.items())),
-                "iterations": [step.config.model_dump(mode="json") for step in plan.iterations],
+                "iterations": [resolved_settings(plan, step) for step in plan.iterations],
             }
         )
         return
@@ -92,12 +93,21 @@ def compare(
         emit(summaries)
         return
     console = Console()
-    final = [_read(folder, "manifest.json")["final_iteration"] for folder in runs]
+    final = [_final_iteration(folder) for folder in runs]
     console.print(comparison_table(summaries, final))
     for folder, summary in zip(runs, summaries, strict=True):
         console.print(
             f"{summary['name']}: report {folder / 'summary.json'}, model {summary['final_model']}", soft_wrap=True
         )
+
+
+def _final_iteration(folder: Path) -> int:
+    manifest = _read(folder, "manifest.json")
+    if "final_iteration" not in manifest:
+        raise SeraError(
+            f"The run in {folder} was started again and is not finished. Run the same `sera run` command to finish it."
+        )
+    return int(manifest["final_iteration"])
 
 
 def _read(folder: Path, name: str) -> Any:  # noqa: ANN401

@@ -109,16 +109,17 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def comparison_table(summaries: Sequence[Mapping[str, Any]], final: Sequence[int]) -> Table:
     """Runs side by side, each by the iteration its final model comes from; KL stands beside every win rate."""
-    table = Table(title="Runs", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    seeds = {summary["seed"] for summary in summaries}
+    title = f"Runs, seed {min(seeds)}" if len(seeds) == 1 else "Runs"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", no_wrap=True)
-    for heading in ("seed", "iter", "win rate", "KL", "gold reward", "length", "s"):
+    for heading in ("iter", "win rate", "KL", "gold reward", "len", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
     for summary, iteration in zip(summaries, final, strict=True):
         report = summary["iterations"][iteration - 1]
         spent = sum(sum(each["seconds"].values()) for each in summary["iterations"])
         table.add_row(
-            summary["name"],
-            str(summary["seed"]),
+            summary["name"] if len(seeds) == 1 else f"{summary['name']} seed {summary['seed']}",
             f"{iteration}/{len(summary['iterations'])}",
             interval(report["win_rate_vs_initial"]),
             number(report["kl_to_initial"], 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from sera_core.data.templates import banned_ids
 from sera_core.models.load import load_policy
 from sera_core.models.score import score_responses
 from sera_core.models.store import LogProbStore
 from sera_core.plan import Plan
 from sera_core.protocols import Component, GenerationContext, Progress, Sampling
-from sera_core.records import Floats, Pairs, Prompt, Response, SourceData
+from sera_core.records import Floats, Pair, Pairs, Prompt, Response, SourceData
 from sera_core.reporter import Reporter
 from sera_core.workspace import Stage, Workspace, digest
 
@@ -74,11 +76,17 @@ class Context:
         settings = self.plan.config.policy
         return load_policy(policy.path, dtype=settings.dtype, attn_implementation=settings.attn_implementation)
 
+    @property
+    def numerics(self) -> list[str]:
+        """What changes a forward pass beside the weights, for the keys of everything a model computed."""
+        settings = self.plan.config.policy
+        return [settings.dtype, settings.attn_implementation or "default"]
+
     def logps(self, policy: Policy, responses: Sequence[Response], progress: Progress | None = None) -> Floats:
         """Summed log-probs float64 [n] under a policy, through the store."""
         sums, _ = score_responses(
             lambda: self.load(policy),
-            f"{policy.hash}-{self.plan.config.policy.dtype}",
+            "-".join([policy.hash, *self.numerics]),
             responses,
             self.template,
             self.store,
@@ -102,21 +110,44 @@ class Context:
         origin = next(origin for part, origin in self.plan.provenance.items() if part.startswith("judge:"))
         return f"{origin} {self.plan.judge!r}"
 
-    def generation(self, iteration: int, purpose: str, progress: Progress | None) -> GenerationContext:
-        """Seeds and stop tokens for a generation request."""
+    def generation(self, policy: Policy, iteration: int, purpose: str, progress: Progress | None) -> GenerationContext:
+        """Seeds, stop tokens and precision for a generation request to `policy`."""
         return GenerationContext(
             seed=self.plan.config.seed,
             iteration=iteration,
             purpose=purpose,
             stop=self.stop_ids,
+            banned=banned_ids(self.tokenizer),
+            writer=policy.iteration,
+            attn_implementation=self.plan.config.policy.attn_implementation,
             dtype=self.plan.config.policy.dtype,
             progress=progress,
         )
 
 
 def prompts_key(prompts: Sequence[Prompt]) -> str:
-    """A hash of prompt ids and token ids, in order."""
-    return digest([[prompt.id, prompt.ids.tolist()] for prompt in prompts])
+    """A hash of all that is known about prompts, in order: ids, tokens, reference answers, what a judge reads."""
+    return digest([[p.id, p.ids.tolist(), p.source.target, dict(p.source.meta)] for p in prompts])
+
+
+def responses_key(responses: Sequence[Response]) -> str:
+    """A hash of responses with their prompts and annotated scores, in order."""
+    total = hashlib.blake2b(digest_size=16)
+    for response in responses:
+        known = (response.prompt.id, len(response.prompt.ids), len(response.ids), response.score)
+        total.update(repr(known).encode())
+        total.update(response.prompt.ids.astype("<i4").tobytes() + response.ids.astype("<i4").tobytes())
+    return total.hexdigest()
+
+
+def pairs_key(pairs: Sequence[Pair]) -> str:
+    """A hash of what training reads of pairs, in order: ids, tokens, what is known about the label."""
+    total = hashlib.blake2b(digest_size=16)
+    for pair in pairs:
+        total.update(repr((pair.id, pair.flipped, len(pair.prompt.ids), len(pair.chosen.ids))).encode())
+        for ids in (pair.prompt.ids, pair.chosen.ids, pair.rejected.ids):
+            total.update(ids.astype("<i4").tobytes())
+    return total.hexdigest()
 
 
 def sampling_key(sampling: Sampling) -> dict[str, Any]:

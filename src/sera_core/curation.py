@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sera_core.context import Context, Policy
+from sera_core.context import Context, Policy, responses_key
 from sera_core.curate.label import label
 from sera_core.curate.measure import measure, pack, unpack
 from sera_core.curate.score import both_sides, by_prompt, pair_margins, score
@@ -82,9 +82,11 @@ def _score(
     run: Context, step: IterationPlan, history: History, sections: tuple[Scored, ...], done: dict[str, Stage]
 ) -> dict[str, Floats]:
     policies = {p.hash: p for pair in history.trained for p in pair} | {history.initial.hash: history.initial}
-    iterates = [(p.iteration, p.hash, reference.hash) for p, reference in history.trained]
+    depth = max(section.scorer.needs.history for section in sections)
+    iterates = [(p.iteration, p.hash, reference.hash) for p, reference in history.trained[:depth]]
 
     def compute_logps(folder: Path, progress: Progress) -> None:
+        _fill_store(run, history, sections, progress)
         for section in sections:
             logps = measure(
                 section.responses,
@@ -95,11 +97,9 @@ def _score(
             )
             save_file(pack(logps), folder / f"{section.name}.safetensors")
 
-    source = done["generate"].key if "generate" in done else None
-    inputs: dict[str, Any] = {"data": run.data.key, "generate": source, "iterates": iterates}
-    inputs |= {"initial": history.initial.hash}
-    inputs |= {"dtype": run.plan.config.policy.dtype, "template": run.template}
-    inputs |= {"sections": {section.name: repr(section.scorer.needs) for section in sections}}
+    inputs: dict[str, Any] = {"iterates": iterates, "initial": history.initial.hash}
+    inputs |= {"numerics": run.numerics, "template": run.template}
+    inputs |= {"sections": {each.name: [repr(each.scorer.needs), responses_key(each.responses)] for each in sections}}
     done["measure"] = run.stage("measure", f"iter_{step.iteration}/measure", inputs, compute_logps)
     measured = done["measure"].path
 
@@ -114,6 +114,18 @@ def _score(
     return {
         section.name: load_file(done["score"].path / f"{section.name}.safetensors")["scores"] for section in sections
     }
+
+
+def _fill_store(run: Context, history: History, sections: tuple[Scored, ...], progress: Progress) -> None:
+    """Score all sections' responses under one model before the next is loaded; `measure` then finds them stored."""
+    wanted: dict[str, tuple[Policy, list[Response]]] = {}
+    for section in sections:
+        needs = section.scorer.needs
+        policies = [p for pair in history.trained[: needs.history] for p in (pair if needs.reference else pair[:1])]
+        for policy in {p.hash: p for p in [*policies, *([history.initial] if needs.initial else [])]}.values():
+            wanted.setdefault(policy.hash, (policy, []))[1].extend(section.responses)
+    for policy, responses in wanted.values():
+        run.logps(policy, responses, progress)
 
 
 def _label(

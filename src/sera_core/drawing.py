@@ -32,12 +32,12 @@ def generate(
     """Samples of a policy, as a stage. Evaluation uses it too."""
 
     def compute(folder: Path, progress: Progress) -> None:
-        context = run.generation(iteration, purpose, progress)
+        context = run.generation(policy, iteration, purpose, progress)
         write_candidates(folder / "candidates.arrow", generator[1].generate(policy.path, prompts, sampling, context))
 
     inputs = {
         "model": policy.hash,
-        "dtype": run.plan.config.policy.dtype,
+        "numerics": run.numerics,
         "template": run.template,
         "generator": run.component("generator", *generator),
         "sampling": sampling_key(sampling),

@@ -99,6 +99,7 @@ def _train(
         "training": config.training,
         "policy": config.policy.model_dump(exclude={"model", "revision"}),
         "template": run.template,
+        "token_budget": config.scoring.token_budget,
         "draw": [config.seed, step.iteration],
     }
     return run.stage("train", f"iter_{step.iteration}/train", inputs, compute, resumable=True)
@@ -135,6 +136,7 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
     whole, whole_stage = _samples(run, policy, step.iteration, ancestral, settings.kl_prompts, "ancestral")
 
     def compute(folder: Path, progress: Progress) -> None:
+        _fill_store(run, policy, (whole, samples), progress)
         values = of_ancestral(run.log_ratios(policy, whole.flat(), progress), settings.level)
         values |= of_samples(run.log_ratios(policy, samples.flat(), progress), samples)
         values |= _judge(run, policy, samples, baseline)
@@ -148,11 +150,20 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
         "judge": run.judge(),
         "level": settings.level,
         "objective": _objective_key(run, step)[0],
-        "dtype": run.plan.config.policy.dtype,
+        "numerics": run.numerics,
     }
     stage = run.stage("evaluate", f"iter_{step.iteration}/evaluate", inputs, compute)
     values: dict[str, Any] = read_json(stage.path / "evaluation.json")
     return values, {"sample": sampled.seconds + whole_stage.seconds, "evaluate": stage.seconds}
+
+
+def _fill_store(run: Context, policy: Policy, drawn: tuple[Candidates, ...], progress: Progress) -> None:
+    """Score everything the evaluation reads under one model before the other is loaded."""
+    responses = [response for candidates in drawn for response in candidates.flat()]
+    for pairs in (run.data.validation, *run.data.probes.values()):
+        responses.extend(both_sides(pairs.pairs))
+    for each in (policy, run.initial):
+        run.logps(each, responses, progress)
 
 
 def _samples(

@@ -173,10 +173,16 @@ def _source_spec(user: Mapping[str, Any], catalog: Catalog) -> ComponentSpec:
 
 def _refuse_misplaced_schedules(user: Mapping[str, Any]) -> None:
     for section, value in user.items():
-        if section not in _SCHEDULED and BY_ITERATION in str(value):
+        if section not in _SCHEDULED and _has_schedule(value):
             raise ConfigError(
                 f"by_iteration is not possible in '{section}'. It may stand in {', '.join(sorted(_SCHEDULED))}."
             )
+
+
+def _has_schedule(raw: object) -> bool:
+    if isinstance(raw, list):
+        return any(map(_has_schedule, raw))
+    return isinstance(raw, dict) and (BY_ITERATION in raw or any(map(_has_schedule, raw.values())))
 
 
 def _refuse_long_schedules(raw: object, iterations: int, path: tuple[str, ...] = ()) -> None:

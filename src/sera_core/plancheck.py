@@ -26,6 +26,8 @@ def check_plan(plan: Plan) -> None:
 
 
 def _check_source(plan: Plan) -> None:
+    if plan.config.tokens.truncation == "drop" and "prompt_side" in _section(plan.user, "tokens"):
+        raise ConfigError("tokens.prompt_side is set, but tokens.truncation = drop cuts no prompt. Remove it.")
     policy = plan.config.policy
     if policy.model == "auto" and not plan.source.provides.policy:
         raise ConfigError(
@@ -47,6 +49,8 @@ def _check_loop(plan: Plan) -> None:
         )
     if loop.stop is not None and loop.stop.metric != "accuracy" and plan.judge is None:
         raise ConfigError(f"loop.stop.metric = {loop.stop.metric} needs a judge, and evaluation.judge gives none.")
+    if loop.stop is not None and loop.stop.metric == "gold_reward" and plan.judge and not plan.judge.needs.gold:
+        raise ConfigError("loop.stop.metric = gold_reward needs a gold judge. Use win_rate_vs_initial or accuracy.")
     reads_reference = any(
         part.needs.reference for step in plan.iterations for part in (step.objective.loss, *_scorers(step))
     )
@@ -55,8 +59,12 @@ def _check_loop(plan: Plan) -> None:
             f"loop.reference is set, but objective '{plan.config.objective.loss.name}' is reference-free and no scorer "
             "reads a reference. Remove it."
         )
-    if "start" in user and loop.iterations == 1 and loop.start == "previous":
-        raise ConfigError("loop.start = previous has no meaning with loop.iterations = 1. Remove it.")
+    for key in ("start", "reference"):
+        if key in user and loop.iterations == 1:
+            raise ConfigError(
+                f"loop.{key} = {user[key]} has no meaning with loop.iterations = 1: previous and initial policy are "
+                "the same. Remove it."
+            )
 
 
 def _check_evaluation(plan: Plan) -> None:
@@ -84,10 +92,15 @@ def _check_offline(plan: Plan, step: IterationPlan) -> None:
             f"offline.select_from = {settings.select_from} lies beyond loop.iterations = "
             f"{plan.config.loop.iterations}: the selector would never act."
         )
+    if settings.select_from > 1 and getattr(step.offline.selector, "keeps_all", False):
+        raise ConfigError(
+            f"offline.select_from = {settings.select_from} has no effect: selector '{settings.selector.name}' keeps "
+            "all pairs anyway. Remove it."
+        )
     reads = step.offline.selector.needs.scores
     _check_scorer("offline", settings.scorer is not None, reads, f"selector '{settings.selector.name}'")
     if step.offline.acts and step.offline.scorer is not None:
-        _check_scorer_needs(step, step.offline.scorer, "offline", "offline.select_from=2")
+        _check_scorer_needs(plan, step, step.offline.scorer, "offline", "offline.select_from=2")
 
 
 def _check_generated(plan: Plan, step: IterationPlan) -> None:
@@ -107,6 +120,8 @@ def _check_generated(plan: Plan, step: IterationPlan) -> None:
             f"generated.prompts = '{settings.prompts}': source '{plan.config.source.name}' has no such prompts. "
             f"{suggest(settings.prompts, known)}"
         )
+    if settings.disjoint and settings.from_iteration == plan.config.loop.iterations:
+        raise ConfigError("generated.disjoint has no effect: only one iteration generates. Remove it.")
     labeler, selector = step.generated.labeler.needs, step.generated.selector.needs
     if labeler.targets and settings.prompts != "sft":
         raise ConfigError(
@@ -120,7 +135,7 @@ def _check_generated(plan: Plan, step: IterationPlan) -> None:
                 f"generated.scorer '{settings.scorer and settings.scorer.name}' reads annotated scores, which the "
                 "policy's own samples do not have. Choose another scorer for generated."
             )
-        _check_scorer_needs(step, step.generated.scorer, "generated", "generated.from_iteration=2")
+        _check_scorer_needs(plan, step, step.generated.scorer, "generated", "generated.from_iteration=2")
     if labeler.scores and settings.samples < 2:
         raise ConfigError(
             f"generated.samples = {settings.samples}: labeler '{settings.labeler.name}' needs at least 2."
@@ -134,15 +149,18 @@ def _check_scorer(section: str, given: bool, read: bool, reader: str) -> None:
         raise ConfigError(f"{section}.scorer is set, but {reader} reads no scores: it would be ignored. Remove it.")
 
 
-def _check_scorer_needs(step: IterationPlan, scorer: Scorer, section: str, remedy: str) -> None:
+def _check_scorer_needs(plan: Plan, step: IterationPlan, scorer: Scorer, section: str, remedy: str) -> None:
     if scorer.needs.history and step.iteration == 1:
         raise ConfigError(
             f"{section}.scorer reads trained iterates, and before iteration 1 there are none. Set {remedy}."
         )
-    if scorer.needs.reference and not step.objective.loss.needs.reference:
+    # The scorer at iteration t reads iterates t-1, t-2, ...: their objectives decide whether a reference exists.
+    read = plan.iterations[max(0, step.iteration - 1 - scorer.needs.history) : step.iteration - 1]
+    free = next((each for each in read if not each.objective.loss.needs.reference), None)
+    if scorer.needs.reference and free is not None:
         raise ConfigError(
             f"{section}.scorer compares each iterate with the reference it was trained against, but objective "
-            f"'{step.config.objective.loss.name}' is reference-free. Use a reference-free reward "
+            f"'{free.config.objective.loss.name}' is reference-free. Use a reference-free reward "
             "(irm: reward=length_normalised) or another objective."
         )
 

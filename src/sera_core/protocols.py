@@ -97,7 +97,11 @@ class Scorer(Component, Protocol):
 
 
 class Selector(Component, Protocol):
-    """Chooses pairs by margin."""
+    """Chooses pairs by margin.
+
+    A class attribute ``keeps_all = True`` says that it never leaves a pair out, so that options which could only delay
+    its choice are refused.
+    """
 
     def select(self, margins: Floats, pool: int, rng: np.random.Generator) -> NDArray[np.int64]:
         """Indices int64 [k] into `margins` [n]: unique, sorted, in range.
@@ -177,8 +181,9 @@ class Generator(Component, Protocol):
 class GenerationContext:
     """Where a generation request stands: run `seed`, `iteration`, a `purpose` name that separates streams.
 
-    `banned` token ids are never sampled; `stop` ids end a response; `dtype` is the precision of the weights;
-    `progress` is told (done, total).
+    `banned` token ids are never sampled; `stop` ids end a response; `dtype` is the precision of the weights and
+    `attn_implementation` the kernel of their attention, None for the model's own choice; `progress` is told (done,
+    total). `writer` numbers the iterate that writes, for the responses' origin; None means `iteration`.
     """
 
     seed: int
@@ -187,7 +192,9 @@ class GenerationContext:
     stop: tuple[int, ...]
     banned: tuple[int, ...] = ()
     dtype: str = "float32"
+    attn_implementation: str | None = None
     progress: Progress | None = None
+    writer: int | None = None
 
 
 class Judge(Component, Protocol):

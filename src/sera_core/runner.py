@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +19,8 @@ from sera_core.catalog import Catalog
 from sera_core.context import Context
 from sera_core.curation import History
 from sera_core.data.tokens import load_tokenizer, stop_ids, template_hash
+from sera_core.datacheck import check_data
+from sera_core.errors import ConfigError
 from sera_core.host import build_manager
 from sera_core.iterate import Finished, run_iteration
 from sera_core.models.card import model_card
@@ -28,6 +30,7 @@ from sera_core.plan import Plan, make_plan
 from sera_core.prepare import check_context_length, initial_policy, prepare
 from sera_core.records import IterationReport, StepRecord
 from sera_core.reporter import Reporter, Silent
+from sera_core.resolved import resolved_settings
 from sera_core.workspace import Workspace, default_cache, digest, disk_refusals, link_tree, write_json
 
 # What the summary leaves to the iterations' own reports.
@@ -68,6 +71,11 @@ def run(
     Raises:
         SeraError: anything the user can act on; finished stages are kept.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "A run is one process, but WORLD_SIZE says it was started as several. Start `sera run` without a launcher; "
+            "it uses one device."
+        )
     manager = manager or build_manager()
     plan = make_plan(config, Catalog.from_manager(manager))
     reporter = reporter or Silent()
@@ -88,6 +96,7 @@ def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
     check_context_length(plan, initial)
     tokenizer = load_tokenizer(initial.path, plan.config.tokens.chat_template)
     data = prepare(plan, tokenizer, workspace, reporter)
+    check_data(plan, data)
     return Context(
         plan=plan,
         workspace=workspace,
@@ -107,7 +116,7 @@ def manifest(run: Context) -> dict[str, Any]:
     return {
         "name": run.plan.config.name,
         "seed": run.plan.config.seed,
-        "config": [step.config.model_dump(mode="json") for step in run.plan.iterations],
+        "config": [resolved_settings(run.plan, step) for step in run.plan.iterations],
         "settings": dict(run.plan.user),
         "components": dict(sorted(run.plan.provenance.items())),
         "versions": {
@@ -189,23 +198,16 @@ def _converged(plan: Plan, finished: list[Finished]) -> bool:
     return len(finished) - 1 - best >= stop.patience
 
 
-def _remove_stale(out: Path, iterations: int) -> None:
-    """Delete iterations that an earlier, longer run left in this folder; the cache still has them."""
-    for folder in out.glob("iter_*"):
-        if folder.name.removeprefix("iter_").isdigit() and int(folder.name.removeprefix("iter_")) > iterations:
-            shutil.rmtree(folder)
-
-
 def _finish(run: Context, finished: tuple[Finished, ...]) -> RunResult:
     """The final model's folder and summary.json."""
     config, out = run.plan.config, run.workspace.out
-    _remove_stale(out, len(finished))
+    run.workspace.remove_strangers("iter_*")
     reports = [f.report for f in finished]
     stop = config.loop.stop
     chosen = finished[-1 if stop is None else best_iteration(reports, stop.metric)]
     model = out / "model"
     link_tree(chosen.policy.path, model)
-    settings = run.plan.iterations[chosen.policy.iteration - 1].config.model_dump(mode="json")
+    settings = resolved_settings(run.plan, run.plan.iterations[chosen.policy.iteration - 1])
     card = model_card(config.name, chosen.policy.iteration, settings, tuple(config.cites), run.plan.provenance)
     # A new file, not a write into the linked one: the linked one belongs to the stage.
     (model / "README.md").unlink(missing_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sera_core.context import Context
+from sera_core.context import Context, pairs_key
 from sera_core.curate import diagnose
 from sera_core.curate.score import both_sides, margins
 from sera_core.curate.select import keep, mix, select
@@ -18,7 +18,7 @@ from sera_core.data.tables import read_pairs, write_pairs
 from sera_core.plan import IterationPlan
 from sera_core.protocols import Progress
 from sera_core.records import Floats, Pairs
-from sera_core.workspace import Stage, checksums, read_json, write_json
+from sera_core.workspace import Stage, read_json, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +69,11 @@ def select_pairs(
     if step.generated is not None and generated is not None:
         inputs["generated"] = run.component("selector", generated.selector.name, step.generated.selector)
     stage = done["select"] = run.stage("select", f"iter_{step.iteration}/select", inputs, compute)
+    pairs = read_pairs(stage.path / "pairs.arrow")
     return Curated(
-        pairs=read_pairs(stage.path / "pairs.arrow"),
+        pairs=pairs,
         found=read_json(stage.path / "selection.json"),
-        digest=checksums(stage.path)["pairs.arrow"],
+        digest=pairs_key(pairs.pairs),
         seconds={name: each.seconds for name, each in done.items()},
     )
 
@@ -88,7 +89,8 @@ def _select_offline(run: Context, step: IterationPlan, scores: Floats | None) ->
         return pairs, found
     values = np.zeros(len(pairs.pairs)) if scores is None else margins(scores)
     rng = stream(run.plan.config.seed, step.iteration, "select offline")
-    kept = keep(pairs, select(plan.selector, values, pairs.pool, rng))
+    # The pool is the usable pairs: k = fraction N (Source: Ko et al. 2024, Eq. 6); rows refused earlier never counted.
+    kept = keep(pairs, select(plan.selector, values, len(pairs.pairs), rng))
     found |= {
         "flip_auc": diagnose.flip_auc(values, pairs.pairs) if scores is not None else None,
         "kept": len(kept.pairs),
@@ -106,7 +108,8 @@ def _select_generated(run: Context, step: IterationPlan, pairs: Pairs, values: F
     kept = keep(pairs, select(plan.selector, values, pairs.pool, rng))
     found: dict[str, Any] = {"pairs": len(pairs.pairs), "kept": len(kept.pairs)}
     found["kept_length_advantage"] = diagnose.length_advantage(kept.pairs)
-    if judge is not None and kept.pairs:
+    # Only gold answers are free; an LLM judge is for evaluation.
+    if judge is not None and judge.needs.gold and kept.pairs:
         grades = np.asarray(judge.grade(both_sides(kept.pairs)), dtype=np.float64)
         found["accuracy"] = diagnose.agreement(grades, len(kept.pairs))
     return kept, found

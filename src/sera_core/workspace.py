@@ -96,6 +96,7 @@ class Workspace:
                 f"Cannot create the folder {error.filename}: {error.strerror}. Choose another --out or --cache."
             ) from error
         self._lock = FileLock(out / ".lock")
+        self._used: set[Path] = set()
 
     def __enter__(self) -> Workspace:
         try:
@@ -134,6 +135,7 @@ class Workspace:
         """
         key = digest({"stage": name, "format": _FORMAT, "version": __version__, "inputs": inputs})
         final, cached = self.out / where, self.cache / "stages" / f"{name}-{key}"
+        self._used.add(final)
         found = _read(final, name, key)
         if found is None and (kept := _read(cached, name, key)) is not None:
             link_tree(cached, final)
@@ -143,6 +145,17 @@ class Workspace:
             # What an interrupted attempt left would be recorded with the results.
             _remove(partial)
         return found or self._compute(name, partial, cached, key, compute)
+
+    def remove_strangers(self, pattern: str) -> None:
+        """Delete stages below folders matching `pattern` that this process did not use; the cache still has them.
+
+        An earlier run with other settings left them, and readers would take them for this run's.
+        """
+        for folder in sorted(self.out.glob(pattern)):
+            for stage in (path for path in folder.iterdir() if path.is_dir() and path not in self._used):
+                shutil.rmtree(stage)
+            if not any(path in self._used for path in folder.iterdir()):
+                shutil.rmtree(folder)
 
     def _compute(self, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
         final = partial.with_suffix("")

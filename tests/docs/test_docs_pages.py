@@ -110,7 +110,7 @@ def test_every_manifest_field_is_documented():
 
 
 def test_every_selection_field_is_documented():
-    text = (ROOT / "src/sera_core/curation.py").read_text(encoding="utf-8")
+    text = (ROOT / "src/sera_core/selection.py").read_text(encoding="utf-8")
     body = text[text.index("def _select_offline") :]
     written = set(re.findall(r'"(\w+)":', body)) | set(re.findall(r'found\["(\w+)"\]', body))
     below = text_of("docs/output.md").partition("In `selection`:")[2].partition("\n## ")[0]

@@ -344,12 +344,70 @@ def test_a_split_of_its_own_wins_over_training_rows(tmp_path: Path) -> None:
 
 
 def test_a_split_of_its_own_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"validation_split is 'test', but source.path is the single file"):
+    with pytest.raises(ConfigError, match=r"validation_split is 'test', but .*rows.jsonl is not divided into splits"):
         load(tmp_path, [explicit(1)], validation_split="test")
     jsonl(tmp_path / "test.jsonl", [explicit(1)])
     jsonl(tmp_path / "train.jsonl", [explicit(1)])
     with pytest.raises(DataError, match=r"Every prompt of .* is also in split 'test'"):
         Preferences(str(tmp_path), validation_split="test").load(0)
+
+
+def test_a_split_named_where_there_are_none_is_refused(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    message = r"source.split is 'train_prefs', but .* is not divided into splits. Remove it"
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, [explicit(1)], split="train_prefs")
+    datasets.Dataset.from_list([explicit(1)]).save_to_disk(str(tmp_path / "plain"))
+    with pytest.raises(ConfigError, match=message):
+        Preferences(str(tmp_path / "plain"), split="train_prefs").load(0)
+    with pytest.raises(ConfigError, match=r"validation_split is 'dev', but .*plain is not divided into splits"):
+        Preferences(str(tmp_path / "plain"), validation_split="dev").load(0)
+
+
+def test_a_split_is_chosen_where_there_are_some(tmp_path: Path) -> None:
+    datasets.disable_progress_bars()
+    fresh = jsonl(tmp_path / "fresh.jsonl", [{"prompt": "new"}])
+    stored = datasets.DatasetDict({"train_prefs": datasets.Dataset.from_list([explicit(1), explicit(2)])})
+    stored.save_to_disk(str(tmp_path / "arrow"))
+    (tmp_path / "files").mkdir()
+    jsonl(tmp_path / "files" / "train_prefs.jsonl", [explicit(1), explicit(2)])
+    for name in ("arrow", "files"):
+        data = Preferences(str(tmp_path / name), split="train_prefs", fresh=fresh, **FLAT).load(0)
+        assert set(shown(data)) == {"r1", "r2"}
+
+
+PLAIN = {"prompt": "q", "chosen": "a", "rejected": "b"}
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (
+            explicit(1),
+            {"pairing": "all"},
+            r"source.pairing is 'all', but .*rows.jsonl.* holds pairs \(read as 'pairs'\)",
+        ),
+        (PLAIN, {"pairing": "best_vs_rest"}, r"source.pairing is 'best_vs_rest', .*read as 'text'.* Remove it"),
+        (
+            explicit(1, fun_chosen=2, fun_rejected=1),
+            {"score": "fu"},
+            r"source.score is 'fu', .*none of the columns fu_chosen, chosen_fu.* Did you mean 'fun_chosen'\?",
+        ),
+        ({"chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]}, {"score": "s"}, r"read as 'dialogues'"),
+    ],
+)
+def test_options_of_scored_data_are_refused_elsewhere(
+    tmp_path: Path, row: dict[str, Any], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load(tmp_path, [row], **options)
+
+
+def test_held_out_pairs_need_not_be_scored(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", [SCORED])
+    jsonl(tmp_path / "test.jsonl", [explicit(1)])
+    data = Preferences(str(tmp_path), pairing="best_vs_rest", validation=1, evaluation=0).load(0)
+    assert (len(data.pairs), [pair.id for pair in data.validation]) == (3, ["r1"])
 
 
 def test_limit_counts_training_pairs(tmp_path: Path) -> None:
@@ -452,6 +510,18 @@ def test_the_fingerprint_follows_content_options_and_seed_but_not_the_place(tmp_
     assert load(tmp_path / "other", rows).fingerprint == base
     changed = [load(tmp_path, rows, seed=1), load(tmp_path, rows[1:]), load(tmp_path, rows, noise=0.1)]
     assert len({base, *(data.fingerprint for data in changed)}) == 4
+
+
+def test_the_fingerprint_knows_which_file_a_row_came_from(tmp_path: Path) -> None:
+    found = set()
+    for held in (1, 2, 3):
+        folder = tmp_path / str(held)
+        folder.mkdir()
+        rows = [explicit(i) for i in range(6)]
+        jsonl(folder / "train.jsonl", rows[:-held])
+        jsonl(folder / "test.jsonl", rows[-held:])
+        found.add(Preferences(str(folder), **FLAT).load(0).fingerprint)
+    assert len(found) == 3
 
 
 # real data

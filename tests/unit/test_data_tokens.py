@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from sera_core.data.preferences import Preferences
 from sera_core.data.tokens import (
     TokenLimits,
+    banned_ids,
     encode_prompt,
     encode_response,
     end_of_turn_id,
@@ -76,6 +77,16 @@ def test_end_of_turn_comes_from_the_template_and_stops_include_eos() -> None:
     assert (end_of_turn_id(words()), stop_ids(words())) == (3, (3,))
     assert (end_of_turn_id(words(TURNS)), stop_ids(words(TURNS))) == (5, (3, 5))
     assert stop_ids(words(None)) == (3,)
+
+
+def test_special_tokens_that_do_not_stop_are_banned() -> None:
+    assert banned_ids(words()) == (0, 1, 2, 4, 5)
+    assert banned_ids(words(TURNS)) == (0, 1, 2, 4)
+    tokenizer = words()
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_tokens(["<think>"])
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    assert banned_ids(tokenizer) == (0, 1, 2, 4, 5, len(VOCABULARY) + 1)
 
 
 def test_text_after_the_end_of_turn_is_cut_off() -> None:

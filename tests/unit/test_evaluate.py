@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sera_core.errors import DataError
-from sera_core.evaluate.intervals import correlation, mean_interval, score_interval
+from sera_core.errors import ConfigError, DataError
+from sera_core.evaluate.intervals import correlation, group_means, mean_interval, score_interval
 from sera_core.evaluate.policy import of_ancestral, of_judge, of_pairs, of_probe, of_samples
 from sera_core.evaluate.winrate import win_rate
 from sera_core.protocols import Needs
@@ -77,6 +77,65 @@ def test_win_rate_is_antisymmetric(verdicts):
     assert first["low"] == pytest.approx(1 - second["high"])
 
 
+def test_win_rate_averages_a_prompts_comparisons():
+    # Prompt 0: (1 + 1 + 0) / 3; prompt 1 never decided; prompt 2: (1/2 + 1) / 2 with one abstention.
+    verdicts = ["win", "win", "loss", "abstain", "abstain", "tie", "win", "abstain"]
+    found = win_rate(verdicts, 0.95, [0, 0, 0, 1, 1, 2, 2, 2])
+    assert found is not None
+    assert found["mean"] == pytest.approx((2 / 3 + 3 / 4) / 2)
+    assert (found["n"], found["ties"], found["abstained"]) == (2, 1, 3)
+    assert (found["low"], found["high"]) == pytest.approx(score_interval(2 / 3 + 3 / 4, 2, 0.95))
+    assert win_rate(["abstain", "abstain"], 0.95, [0, 0]) is None
+
+
+@given(st.lists(st.sampled_from(["win", "tie", "loss", "abstain"]), min_size=1, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_one_comparison_per_prompt_is_the_plain_wilson_interval(verdicts):
+    found = win_rate(verdicts, 0.9, range(len(verdicts)))
+    assert found == win_rate(verdicts, 0.9)
+    n = len(verdicts) - verdicts.count("abstain")
+    if found is not None:
+        points = verdicts.count("win") + 0.5 * verdicts.count("tie")
+        assert (found["mean"], found["low"], found["high"]) == (points / n, *score_interval(points, n, 0.9))
+
+
+def test_copies_of_a_comparison_do_not_narrow_the_interval():
+    verdicts = ["win", "loss", "tie", "win", "loss"]
+    once = win_rate(verdicts, 0.95)
+    copied = win_rate([v for v in verdicts for _ in range(8)], 0.95, [i for i in range(5) for _ in range(8)])
+    assert once is not None
+    assert copied is not None
+    assert {**copied, "ties": 1} == once
+
+
+def test_win_rate_covers_when_samples_of_a_prompt_agree():
+    rng = np.random.default_rng(1)
+    prompts, samples, hits, runs = 30, 4, 0, 600
+    for _ in range(runs):
+        # Each prompt's own chance of a win is 0.1 or 0.9, so that its samples agree far beyond chance.
+        chance = np.repeat(rng.choice([0.1, 0.9], size=prompts), samples)
+        verdicts = np.where(rng.random(chance.size) < chance, "win", "loss").tolist()
+        found = win_rate(verdicts, 0.95, np.repeat(np.arange(prompts), samples).tolist())
+        hits += found["low"] <= 0.5 <= found["high"]
+    assert hits / runs >= 0.945
+
+
+def test_means_by_prompt():
+    values, groups = np.array([1.0, 3.0, 10.0, 4.0, 4.0, 4.0]), [0, 0, 1, 2, 2, 2]
+    assert group_means(values, groups).tolist() == [2.0, 10.0, 4.0]
+    assert mean_interval(values, 0.95, groups) == mean_interval(np.array([2.0, 10.0, 4.0]), 0.95)
+    assert mean_interval(values, 0.95, range(6)) == mean_interval(values, 0.95)
+
+
+def test_kl_interval_is_over_prompts():
+    first, second = response("a"), response("b")
+    two = Candidates((first.prompt, second.prompt), ((first, first), (second, second)))
+    found = of_ancestral(np.array([0.0, 2.0, 3.0, 5.0]), 0.95, two)
+    assert found["kl_to_initial"] == 2.5
+    assert found["kl_interval"] == mean_interval(np.array([1.0, 4.0]), 0.95)
+    assert of_ancestral(np.array([0.0, 2.0, 3.0, 5.0]), 0.95)["kl_interval"]["n"] == 4
+
+
 def test_samples_by_hand():
     samples = candidates(response("a", (1,)), response("b", (1, 2)), response("c", (1, 2, 3), "length"))
     found = of_samples(np.array([0.0, 1.0, 2.0]), samples)
@@ -106,6 +165,81 @@ def test_judge_grades_and_compares():
     assert of_judge(None, candidates(response()), candidates(response()), 0.95)[0]["win_rate_vs_initial"] is None
 
 
+class Grading:
+    """Only grades, by length."""
+
+    def __init__(self, gold=False):
+        self.needs = Needs(gold=gold)
+
+    def grade(self, responses):
+        return np.array([float(len(r.ids)) for r in responses])
+
+    def compare(self, first, second):
+        raise NotImplementedError
+
+
+class Comparing:
+    """Only compares, and abstains on equal lengths."""
+
+    needs = Needs()
+
+    def grade(self, responses):
+        raise NotImplementedError
+
+    def compare(self, first, second):
+        gaps = [len(a.ids) - len(b.ids) for a, b in zip(first, second, strict=True)]
+        return tuple("win" if gap > 0 else "loss" if gap < 0 else "abstain" for gap in gaps)
+
+
+class Neither(Comparing):
+    compare = Grading.compare
+
+
+class Costly(Comparing):
+    """Compares, and could grade at a price."""
+
+    def grade(self, responses):
+        raise AssertionError("asked for grades that nothing reads")
+
+
+def three_prompts(*lengths):
+    return candidates(*(response(name, (1,) * length) for name, length in zip("abc", lengths, strict=True)))
+
+
+@pytest.mark.parametrize("gold", [False, True])
+def test_a_judge_that_only_grades(gold):
+    values, grades = of_judge(Grading(gold), three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)
+    assert values["win_rate_vs_initial"] == win_rate(["win", "tie", "loss"], 0.95)
+    assert grades is not None
+    assert grades.tolist() == [3.0, 2.0, 1.0]
+    assert values["gold_reward"] == (mean_interval(grades, 0.95) if gold else None)
+
+
+@pytest.mark.parametrize("judge", [Comparing(), Costly()])
+def test_a_judge_that_only_compares_or_charges_for_grades(judge):
+    values, grades = of_judge(judge, three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)
+    assert values == {"win_rate_vs_initial": win_rate(["win", "abstain", "loss"], 0.95), "gold_reward": None}
+    assert grades is None
+
+
+def test_a_judge_that_does_neither_is_refused():
+    with pytest.raises(ConfigError, match=r"Neither.* neither grades nor compares"):
+        of_judge(Neither(), three_prompts(1, 1, 1), three_prompts(1, 1, 1), 0.95)
+
+
+def test_judging_counts_prompts_not_samples():
+    def twice(first, second):
+        groups = tuple((response(p, (1,) * n), response(p, (1,) * m)) for p, n, m in (first, second))
+        return Candidates(tuple(group[0].prompt for group in groups), groups)
+
+    values, _ = of_judge(ByLength(), twice(("a", 3, 5), ("b", 2, 2)), twice(("a", 1, 6), ("b", 1, 1)), 0.95)
+    win, gold = values["win_rate_vs_initial"], values["gold_reward"]
+    assert (win["mean"], win["n"]) == (0.75, 2)
+    assert gold == mean_interval(np.array([4.0, 2.0]), 0.95)
+    with pytest.raises(DataError, match="different numbers of samples"):
+        of_judge(ByLength(), twice(("a", 3, 5), ("b", 2, 2)), candidates(response("a"), response("b")), 0.95)
+
+
 def test_judging_different_prompts_is_refused():
     with pytest.raises(DataError, match="different prompts"):
         of_judge(ByLength(), candidates(response("a")), candidates(response("b")), 0.95)
@@ -123,3 +257,11 @@ def test_probe_sees_length():
     assert found["length_correlation"] == pytest.approx(1.0)
     assert found["accuracy"] == 0.875
     assert found["gold_correlation"] is None
+
+
+def test_only_gold_judges_grade_a_probe():
+    pairs = [Pair(str(i), response(ids=(1,) * (i + 1)), response(ids=(1,)), "s", "t") for i in range(4)]
+    log_ratios = np.array([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0])
+    assert of_probe(log_ratios, pairs, ByLength())["gold_correlation"] == pytest.approx(1.0)
+    assert of_probe(log_ratios, pairs, Costly()) == of_probe(log_ratios, pairs, None)
+    assert of_probe(log_ratios, pairs, Comparing()) == of_probe(log_ratios, pairs, None)

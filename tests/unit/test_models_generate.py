@@ -10,6 +10,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from sera_core.errors import ConfigError, ModelError
 from sera_core.models.generate.hf import Transformers
+from sera_core.models.load import load_policy, load_tokenizer
 from sera_core.protocols import GenerationContext, Needs, Sampling
 from sera_core.records import Prompt, TextPrompt
 
@@ -177,6 +178,51 @@ def test_refuses_prompts(folder, prompts):
     long = Prompt("l", np.full(60, 8, np.int32), prompts[0].source)
     with pytest.raises(ModelError, match=r"'l' has 60 tokens; with max_new_tokens 12 that passes the model's 64"):
         Transformers().generate(folder, (long,), SAMPLING, CONTEXT)
+
+
+def test_the_writer_may_be_another_iterate(folder, prompts, reference):
+    result = Transformers().generate(folder, prompts[:2], SAMPLING, replace(CONTEXT, writer=1))
+    assert {r.origin for r in result.flat()} == {"policy:1"}
+    drawn = sampled(reference)
+    assert all(drawn[key] == ids for key, ids in sampled(result).items())
+
+
+def test_the_context_chooses_the_attention(folder, prompts, monkeypatch):
+    asked = []
+
+    def load(path, **options):
+        asked.append(options)
+        return load_policy(path, **options)
+
+    monkeypatch.setattr("sera_core.models.generate.hf.load_policy", load)
+    context = replace(CONTEXT, attn_implementation="eager")
+    Transformers().generate(folder, prompts[:1], SAMPLING, context)
+    assert asked == [{"dtype": "float32", "attn_implementation": "eager"}]
+
+
+def test_ids_beyond_the_models_vocabulary_do_no_harm(folder, prompts, reference, monkeypatch):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_special_tokens({"pad_token": "<new>"})
+    assert tokenizer.pad_token_id == VOCAB
+    monkeypatch.setattr("sera_core.models.generate.hf.load_tokenizer", lambda _: tokenizer)
+    context = replace(CONTEXT, banned=(BANNED, PAD, VOCAB))
+    assert sampled(Transformers().generate(folder, prompts, SAMPLING, context)) == sampled(reference)
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (2000, r"33 responses of up to 19 tokens each.* Lower the generator's token_budget \(now 2000\), .* to 304"),
+        (1, r"1 responses of up to 19 tokens .* Shorten max_new_tokens or tokens.max_prompt_tokens"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(folder, prompts, monkeypatch, budget, message):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("sera_core.models.generate.hf._run", full)
+    with pytest.raises(ModelError, match=message):
+        Transformers(token_budget=budget).generate(folder, prompts, SAMPLING, CONTEXT)
 
 
 def test_refuses_options():

@@ -126,6 +126,15 @@ def test_not_a_causal_language_model(tmp_path):
         load_policy(tmp_path / "bert")
 
 
+def test_a_model_too_big_for_the_device(folder, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(LlamaForCausalLM, "to", full)
+    with pytest.raises(ModelError, match=r"does not fit into the memory of cpu with dtype .*bfloat16"):
+        load_policy(folder, device="cpu")
+
+
 def test_missing_folder_dtype_and_tokenizer(tmp_path, folder):
     with pytest.raises(ModelError, match="There is no model folder"):
         load_policy(tmp_path / "none")

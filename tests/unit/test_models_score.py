@@ -117,3 +117,19 @@ def test_errors_say_which_prompts(tmp_path, model, responses):
     ):
         score_responses(Provider(model), "m", [*responses, bad], "t", LogProbStore(tmp_path))
     assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        (64, r"Lower scoring.token_budget \(now 64\), for example to 32"),
+        (4, r"Shorten tokens.max_prompt_tokens or tokens.max_response_tokens"),
+    ],
+)
+def test_out_of_memory_says_what_to_lower(tmp_path, model, responses, monkeypatch, budget, message):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("sera_core.models.score.group_logps", full)
+    with pytest.raises(ModelError, match=r"LlamaForCausalLM the responses to prompts .*out of memory.*" + message):
+        score_responses(Provider(model), "m", responses, "t", LogProbStore(tmp_path), token_budget=budget)

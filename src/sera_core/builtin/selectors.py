@@ -19,6 +19,7 @@ class All:
     """Keeps every pair."""
 
     rank_based: ClassVar[bool] = True
+    keeps_all: ClassVar[bool] = True
 
     @property
     def needs(self) -> Needs:

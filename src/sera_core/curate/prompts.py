@@ -8,7 +8,7 @@ from typing import TypeVar
 from sera_core.errors import ConfigError
 from sera_core.records import Pair, Prompt, SourceData, TextPrompt
 
-AnyPrompt = TypeVar("AnyPrompt", Prompt, TextPrompt)
+AnyPrompt = TypeVar("AnyPrompt")
 
 
 def offline_prompts(pairs: Sequence[Pair]) -> tuple[Prompt, ...]:

@@ -37,12 +37,16 @@ RENAMEABLE = tuple(sorted({name for names in COLUMNS.values() for name in names}
 
 @dataclass(frozen=True)
 class RowOptions:
-    """How to read rows: field names, the score's name, the pairing of scored answers and its seed."""
+    """How to read rows: field names, the score's name, the pairing of scored answers and its seed.
+
+    `strict` refuses rows that do not read an option that is set.
+    """
 
     columns: Mapping[str, str | None] = field(default_factory=dict)
     score: str = "score"
     pairing: Pairing = "best_vs_random"
     seed: int = 0
+    strict: bool = True
 
 
 def text_pairs(
@@ -51,13 +55,16 @@ def text_pairs(
     """All usable pairs of `rows` in order, and the number of rows (of pairs, for scored data) dropped by reason.
 
     Raises:
-        DataError: columns are missing, an id names two different pairs, or no pair is left.
+        DataError: columns are missing, an id names two different pairs, no pair is left, or (where `options` are strict) an
+            option is set that these rows do not read.
     """
     _require_sources(options.columns, rows, where)
     renamed = [_rename(row, options) for row in rows]
     present = {name for row in renamed for name in row}
     chosen_form = _detect(renamed, present, where) if form == "auto" else form
     _require(COLUMNS[chosen_form], present, rows, chosen_form, where)
+    if options.strict and chosen_form != "scored":
+        _refuse_unread(options, rows, chosen_form, where)
     dropped: Counter[str] = Counter()
     pairs: dict[str, TextPair] = {}
     for row in renamed:
@@ -121,13 +128,34 @@ def _rename(row: Row, options: RowOptions) -> dict[str, Any]:
     """The row under canonical column names; ``chosen_score`` is read as ``score_chosen``."""
     new = dict(row)
     for side in ("chosen", "rejected"):
-        given = (f"{options.score}_{side}", f"{side}_{options.score}")
+        given = _score_columns(options.score, side)
         new[f"score_{side}"] = next((row[name] for name in given if name in row), None)
     for name, source in options.columns.items():
         new.pop(name, None)
         if source is not None and source in row:
             new[name] = row[source]
     return new
+
+
+def _score_columns(score: str, side: str) -> tuple[str, str]:
+    """Where a pair's row may hold the score of one side."""
+    return f"{score}_{side}", f"{side}_{score}"
+
+
+def _refuse_unread(options: RowOptions, rows: Sequence[Row], form: Format, where: str) -> None:
+    """DataError where `pairing` or `score` is set for rows that hold pairs already, and so would do nothing."""
+    default = RowOptions()
+    if options.pairing != default.pairing:
+        raise DataError(
+            f"source.pairing is '{options.pairing}', but {where} holds pairs (read as '{form}'), not several scored "
+            "answers to a prompt. Remove it."
+        )
+    names = [name for side in ("chosen", "rejected") for name in _score_columns(options.score, side)]
+    if options.score != default.score and not any(name in row for row in rows for name in names):
+        raise DataError(
+            f"source.score is '{options.score}', but {where} (read as '{form}') has none of the columns"
+            f" {', '.join(names)}. {suggest(names[0], {name for row in rows for name in row})} Correct or remove it."
+        )
 
 
 def _detect(rows: Sequence[Row], present: set[str], where: str) -> Format:

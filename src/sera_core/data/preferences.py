@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from sera_core.data.formats import Pairing, RowOptions, check_columns, text_pairs, text_prompts
 from sera_core.data.noise import check_noise, flip_by_ids, flip_by_rate, read_flip_ids
-from sera_core.data.readers import Row, held_out_split, read_rows
+from sera_core.data.readers import Row, has_splits, held_out_split, read_rows
 from sera_core.data.splits import carve, hold_out, opening, shuffled
 from sera_core.errors import ConfigError, DataError, suggest
 from sera_core.protocols import Needs, Progress, Provides
 from sera_core.records import SourceData, TextPair, TextPrompt
 
 _VALIDATION, _EVALUATION = 100, 64
+_SPLIT = "train"
 AnyFormat = Literal["auto", "pairs", "dialogues", "text", "scored"]
 
 
@@ -44,7 +46,7 @@ class Preferences:
 
     path: str
     format: AnyFormat = "auto"
-    split: str = "train"
+    split: str = _SPLIT
     validation_split: str | None = "auto"
     limit: int | None = None
     validation: int | None = None
@@ -107,12 +109,10 @@ class Preferences:
         ``flip_ids_unknown`` (listed ids the data lack).
 
         Raises:
-            DataError: the data cannot be read or no usable pair is left.
+            DataError: the data cannot be read, do not use an option that is set, or no usable pair is left.
+            ConfigError: a revision or a split is named where there is none.
         """
-        if self.revision is not None and Path(self.path).expanduser().exists():
-            raise ConfigError(
-                f"source.revision is '{self.revision}', but source.path is the local {self.path}. Remove it."
-            )
+        self._check_place()
         rows = read_rows(self.path, self.split, self.revision)
         found, dropped = text_pairs(rows, self.format, self._row_options(seed), self._where(self.split))
         train, held, held_rows = self._divide(found, seed, dropped)
@@ -121,7 +121,6 @@ class Preferences:
         flips = read_flip_ids(self.noise) if isinstance(self.noise, str) else None
         pairs = self._flip(shuffled(train, seed)[: self.limit], found, flips, seed, dropped)
         fresh, fresh_rows = self._fresh([*train, *held], dropped)
-        content = [rows, held_rows, fresh_rows, sorted(flips or ())]
         return SourceData(
             name="preferences",
             pairs=pairs,
@@ -129,14 +128,23 @@ class Preferences:
             evaluation=evaluation,
             prompts={"sft": _with_targets(pairs), **({"fresh": fresh} if self.fresh else {})},
             dropped={reason: count for reason, count in sorted(dropped.items()) if count},
-            fingerprint=self._fingerprint(seed, content),
+            fingerprint=self._fingerprint(seed, (rows, held_rows, fresh_rows, sorted(flips or ()))),
         )
+
+    def _check_place(self) -> None:
+        """ConfigError for a revision or split that the place at `path` does not have."""
+        if self.revision is not None and Path(self.path).expanduser().exists():
+            raise ConfigError(
+                f"source.revision is '{self.revision}', but source.path is the local {self.path}. Remove it."
+            )
+        if self.split != _SPLIT and not has_splits(self.path):
+            raise ConfigError(f"source.split is '{self.split}', but {self.path} is not divided into splits. Remove it.")
 
     def _where(self, split: str) -> str:
         return f"'{self.path}' (split '{split}')"
 
-    def _row_options(self, seed: int) -> RowOptions:
-        return RowOptions(self.columns, self.score, self.pairing, seed)
+    def _row_options(self, seed: int, *, strict: bool = True) -> RowOptions:
+        return RowOptions(self.columns, self.score, self.pairing, seed, strict)
 
     def _divide(
         self, found: Sequence[TextPair], seed: int, dropped: Counter[str]
@@ -149,7 +157,7 @@ class Preferences:
             train, openings = carve(found, *self._held_out_sizes(found), seed)
             return train, [pair for pair in found if opening(pair.prompt) in openings], []
         rows = self._held_out_rows(split)
-        held, lost = text_pairs(rows, self.format, self._row_options(seed), self._where(split))
+        held, lost = text_pairs(rows, self.format, self._row_options(seed, strict=False), self._where(split))
         dropped += lost
         openings = {opening(pair.prompt) for pair in held}
         train = [pair for pair in found if opening(pair.prompt) not in openings]
@@ -167,9 +175,9 @@ class Preferences:
         return validation, min(_EVALUATION, quarter) if self.evaluation is None else self.evaluation
 
     def _held_out_rows(self, split: str) -> list[Row]:
-        if Path(self.path).expanduser().is_file():
+        if not has_splits(self.path):
             raise ConfigError(
-                f"source.validation_split is '{split}', but source.path is the single file {self.path}. Give a folder"
+                f"source.validation_split is '{split}', but {self.path} is not divided into splits. Give a folder"
                 " with one file per split, or leave it out to have pairs carved off."
             )
         return read_rows(self.path, split, self.revision)
@@ -210,13 +218,22 @@ class Preferences:
             raise DataError(f"No prompt of '{self.fresh}' is usable and new. Give prompts that the pairs do not hold.")
         return kept, rows
 
-    def _fingerprint(self, seed: int, content: object) -> str:
+    def _fingerprint(self, seed: int, content: Sequence[Sequence[object]]) -> str:
         """16 hex digits of the rows read, the options and the seed; where the files lie does not matter."""
         options = {k: v for k, v in dataclasses.asdict(self).items() if k not in ("path", "fresh")}
         if isinstance(self.noise, str):
             options["noise"] = "list"
-        text = json.dumps([seed, options, content], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        # The sizes say which part a line belongs to, so that no two contents share a text.
+        head = [seed, options, [len(part) for part in content]]
+        return _digest(itertools.chain([head], *content))
+
+
+def _digest(values: Iterable[object]) -> str:
+    """16 hex digits of values, one JSON line each; none is held beside the next."""
+    digest = hashlib.sha256()
+    for value in values:
+        digest.update(json.dumps(value, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()[:16]
 
 
 def _with_targets(pairs: Sequence[TextPair]) -> tuple[TextPrompt, ...]:

@@ -53,6 +53,12 @@ def held_out_split(path: str, train: str) -> str | None:
     return next((name for name in _HELD_OUT if name in present and name != train), None)
 
 
+def has_splits(path: str) -> bool:
+    """Whether a split name chooses among the data at `path`; a single file or unsplit Arrow folder is its own split."""
+    local = Path(path).expanduser()
+    return not local.is_file() and not (local.is_dir() and _is_arrow(local) and not _arrow_splits(local))
+
+
 def _looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1 or any(path.endswith(suffix) for suffix in _READERS)
 

@@ -198,6 +198,18 @@ def stop_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return tuple(sorted({end_of_turn_id(tokenizer)} | ({int(cast("int", eos))} if eos is not None else set())))
 
 
+def banned_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """The tokens that must never be sampled, sorted: special tokens that do not end generation.
+
+    What text data may not spell (`special_pattern`), a sampled response may not contain either.
+
+    Raises:
+        DataError: see `turn_format`.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return tuple(sorted((special | set(tokenizer.all_special_ids)) - set(stop_ids(tokenizer))))
+
+
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     """Id and text of every token that may steer a conversation: special ones and added ones that are not blank."""
     added = {i: token.content for i, token in tokenizer.added_tokens_decoder.items() if token.content.strip()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy.stats import norm, t
@@ -23,8 +23,23 @@ def score_interval(points: float, n: int, level: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mean_interval(values: Floats, level: float) -> Mapping[str, float]:
-    """Mean of n >= 1 values and its Student-t interval; with one value the interval is the value itself."""
+def group_means(values: Floats, groups: Sequence[int]) -> Floats:
+    """Mean of each group's values, float64 [g], groups in the order of their numbers.
+
+    `groups` names the group of each value. Samples of one prompt share its difficulty and are no independent draws;
+    their means are.
+    """
+    _, members = np.unique(np.asarray(groups, dtype=np.int64), return_inverse=True)
+    means: Floats = np.bincount(members, weights=values) / np.bincount(members)
+    return means
+
+
+def mean_interval(values: Floats, level: float, groups: Sequence[int] | None = None) -> Mapping[str, float]:
+    """Mean of n >= 1 values and its Student-t interval; with one value the interval is the value itself.
+
+    With `groups` (see `group_means`) the values are the groups' means, and n counts groups.
+    """
+    values = values if groups is None else group_means(values, groups)
     n, mean = len(values), float(np.mean(values))
     error = float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else 0.0
     half = float(t.ppf(0.5 + level / 2, n - 1)) * error if n > 1 else 0.0

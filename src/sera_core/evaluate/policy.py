@@ -7,20 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from sera_core.errors import DataError
+from sera_core.errors import ConfigError, DataError
 from sera_core.evaluate.intervals import correlation, mean_interval
 from sera_core.evaluate.winrate import win_rate
-from sera_core.protocols import Judge
+from sera_core.protocols import Judge, Verdict
 from sera_core.records import Candidates, Floats, Pair, Response
 
 
-def of_ancestral(log_ratios: Floats, level: float) -> dict[str, Any]:
+def of_ancestral(log_ratios: Floats, level: float, samples: Candidates | None = None) -> dict[str, Any]:
     """KL(policy || initial) in nats per response, from ancestral samples (temperature 1, no truncation).
 
     `log_ratios` float64 [n]: log pi(y|x) - log pi_initial(y|x) of each sample; their mean is an unbiased estimate,
-    which samples drawn at another temperature would not give.
+    which samples drawn at another temperature would not give. `samples` says which of them answer one prompt, for an
+    interval over prompts; None means that each answers its own.
     """
-    return {"kl_to_initial": float(np.mean(log_ratios)), "kl_interval": mean_interval(log_ratios, level)}
+    found = mean_interval(log_ratios, level, None if samples is None else _prompt_numbers(samples))
+    return {"kl_to_initial": found["mean"], "kl_interval": found}
 
 
 def of_samples(log_ratios: Floats, samples: Candidates) -> dict[str, Any]:
@@ -45,19 +47,59 @@ def of_samples(log_ratios: Floats, samples: Candidates) -> dict[str, Any]:
 def of_judge(
     judge: Judge | None, samples: Candidates, baseline: Candidates, level: float
 ) -> tuple[dict[str, Any], Floats | None]:
-    """Win rate against the baseline's samples on the same prompts, and graded reward; grades float64 [n] or None.
+    """Win rate against the baseline's samples on the same prompts, and gold reward, with intervals over prompts.
+
+    A judge that only grades decides comparisons by its grades: the higher wins, equal ones tie. Samples are not
+    graded when nothing reads the grades: when the judge compares, and they are not gold.
+
+    Returns:
+        The values (`gold_reward` is None unless the judge knows gold answers), and grades float64 [n] or None.
 
     Raises:
-        DataError: the two sets answer different prompts.
+        DataError: the two sets answer different prompts, or differ in samples per prompt.
+        ConfigError: the judge neither grades nor compares.
     """
     if judge is None:
         return {"win_rate_vs_initial": None, "gold_reward": None}, None
     if [prompt.id for prompt in samples.prompts] != [prompt.id for prompt in baseline.prompts]:
         raise DataError("The policy and the baseline answered different prompts; evaluate both on one set.")
-    verdicts = judge.compare(samples.flat(), baseline.flat())
-    grades = np.asarray(judge.grade(samples.flat()), dtype=np.float64)
-    gold = mean_interval(grades, level) if judge.needs.gold else None
-    return {"win_rate_vs_initial": win_rate(verdicts, level), "gold_reward": gold}, grades
+    groups = _prompt_numbers(samples)
+    if groups != _prompt_numbers(baseline):
+        raise DataError("The policy and the baseline gave different numbers of samples to a prompt; sample both alike.")
+    own, other = samples.flat(), baseline.flat()
+    verdicts = _compare(judge, own, other)
+    grades = _grade(judge, own) if verdicts is None or judge.needs.gold else None
+    if verdicts is None:
+        verdicts = _by_grades(judge, grades, _grade(judge, other))
+    gold = mean_interval(grades, level, groups) if grades is not None and judge.needs.gold else None
+    return {"win_rate_vs_initial": win_rate(verdicts, level, groups), "gold_reward": gold}, grades
+
+
+def _prompt_numbers(samples: Candidates) -> list[int]:
+    """The number of the prompt that each of the samples answers, in the order of `Candidates.flat`."""
+    return [number for number, group in enumerate(samples.responses) for _ in group]
+
+
+def _compare(judge: Judge, first: Sequence[Response], second: Sequence[Response]) -> tuple[Verdict, ...] | None:
+    """Verdicts, or None from a judge that only grades."""
+    try:
+        return judge.compare(first, second)
+    except NotImplementedError:
+        return None
+
+
+def _grade(judge: Judge, responses: Sequence[Response]) -> Floats | None:
+    """Grades float64 [n], or None from a judge that only compares."""
+    try:
+        return np.asarray(judge.grade(responses), dtype=np.float64)
+    except NotImplementedError:
+        return None
+
+
+def _by_grades(judge: Judge, first: Floats | None, second: Floats | None) -> tuple[Verdict, ...]:
+    if first is None or second is None:
+        raise ConfigError(f"The judge {judge!r} neither grades nor compares; it must do one. Choose another judge.")
+    return tuple("win" if gap > 0 else "loss" if gap < 0 else "tie" for gap in (first - second).tolist())
 
 
 def of_pairs(margins: Floats, chosen_log_ratios: Floats) -> dict[str, Any]:
@@ -74,13 +116,15 @@ def of_pairs(margins: Floats, chosen_log_ratios: Floats) -> dict[str, Any]:
 def of_probe(log_ratios: Floats, pairs: Sequence[Pair], judge: Judge | None) -> Mapping[str, float | None]:
     """How the implicit reward ranks a probe's pairs, and whether it follows length or gold.
 
-    `log_ratios` float64 [2n]: of the chosen responses, then of the rejected ones.
+    `log_ratios` float64 [2n]: of the chosen responses, then of the rejected ones. Only a judge with gold answers is
+    asked: any other may charge for each of a probe's many responses.
     """
     chosen, rejected = np.split(log_ratios, 2)
     reward = chosen - rejected
     length = np.array([len(pair.chosen.ids) - len(pair.rejected.ids) for pair in pairs], dtype=np.float64)
     both: tuple[Response, ...] = (*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs))
-    gold = None if judge is None else np.subtract(*np.split(np.asarray(judge.grade(both), dtype=np.float64), 2))
+    grades = _grade(judge, both) if judge is not None and judge.needs.gold else None
+    gold = None if grades is None else np.subtract(*np.split(grades, 2))
     return {
         "accuracy": float(np.mean((reward > 0) + 0.5 * (reward == 0))),
         "length_correlation": correlation(reward, length),

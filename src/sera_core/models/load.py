@@ -73,7 +73,8 @@ def load_policy(
     """The causal language model in a folder, in eval mode on `device` (cuda where there is one, else cpu).
 
     Raises:
-        ModelError: no such folder, not a causal language model, damaged or missing weights, unknown dtype.
+        ModelError: no such folder, not a causal language model, damaged or missing weights, unknown dtype, or the
+            device's memory is too small.
     """
     if dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
@@ -111,7 +112,8 @@ def load_policy(
             "start random. The weights belong to another architecture, or the folder is incomplete."
         )
     _repair_generation_config(model)
-    policy: PreTrainedModel = model.to(device or default_device()).eval()
+    policy: PreTrainedModel = _moved(model, device or default_device(), folder)
+    policy.train(False)
     return policy
 
 
@@ -197,6 +199,18 @@ def quiet() -> Iterator[None]:
         hub_logging.set_verbosity(hub_verbosity)
         if bars:
             settings.enable_progress_bar()
+
+
+def _moved(model: PreTrainedModel, device: str, folder: Path) -> PreTrainedModel:
+    module: Any = model
+    try:
+        moved: PreTrainedModel = module.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"The model in {folder} does not fit into the memory of {device} with dtype {model.dtype}. Set "
+            "policy.dtype to bfloat16, free the device, or choose a smaller model."
+        ) from error
+    return moved
 
 
 def _repair_generation_config(model: PreTrainedModel) -> None:

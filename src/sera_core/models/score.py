@@ -36,7 +36,7 @@ def score_responses(
     process loses one chunk. `progress` is told (known, total) over distinct responses.
 
     Raises:
-        ModelError: see `group_logps`. StoreError: see `LogProbStore`.
+        ModelError: see `group_logps`; or the device's memory runs out. StoreError: see `LogProbStore`.
     """
     keys = [response_key(template, response.prompt.ids, response.ids) for response in responses]
     distinct = dict(zip(keys, responses, strict=True))
@@ -74,15 +74,27 @@ def _compute(
         for members in by_prompt.values()
     ]
     order = [key for members in by_prompt.values() for key in members]
+    budget = token_budget or default_budget(next(model.parameters()).device)
     try:
         with torch.inference_mode():
-            budget = token_budget or default_budget(next(model.parameters()).device)
             result = group_logps(model, groups, token_budget=budget)
-    except ModelError as error:
+    except (ModelError, torch.OutOfMemoryError) as error:
         first, last = (responses[order[end]].prompt.id for end in (0, -1))
         name = getattr(model, "name_or_path", "") or type(model).__name__
-        raise ModelError(
-            f"Scoring with {name} the responses to prompts {first!r} ... {last!r}, counted from 0: {error}"
-        ) from error
+        what = f", counted from 0: {error}" if isinstance(error, ModelError) else f": {_memory_advice(groups, budget)}"
+        raise ModelError(f"Scoring with {name} the responses to prompts {first!r} ... {last!r}{what}") from error
     stored = store.put(scorer, order, result.sums.cpu().numpy(), result.lengths.cpu().numpy().astype(np.int32))
     return dict(zip(order, stored.tolist(), strict=True))
+
+
+def _memory_advice(groups: Sequence[Group], budget: int) -> str:
+    longest = max(len(group.prompt) + len(response) for group in groups for response in group.responses)
+    advice = (
+        f"Lower scoring.token_budget (now {budget}), for example to {max(budget // 2, longest)}"
+        if budget > longest
+        else "Shorten tokens.max_prompt_tokens or tokens.max_response_tokens"
+    )
+    return (
+        f"the device ran out of memory with {budget} padded tokens per forward; the longest response has {longest} "
+        f"tokens, prompt included. {advice}, or set policy.dtype to bfloat16."
+    )

@@ -57,21 +57,25 @@ class Transformers:
         Temperature 0 is greedy and allows one sample.
 
         Raises:
-            ConfigError: sampling values out of range. ModelError: unusable model, an empty prompt, or one too long.
+            ConfigError: sampling values out of range. ModelError: unusable model, an empty prompt, or one too long, or
+                the device's memory runs out.
         """
         _check_sampling(sampling)
         if not prompts:
             return Candidates((), ())
-        policy = load_policy(model, dtype=context.dtype)
+        policy = load_policy(model, dtype=context.dtype, attn_implementation=context.attn_implementation)
         tokenizer = load_tokenizer(model)
         _check_prompts(prompts, sampling, policy)
         # Leftovers of the checkpoint's own sampling defaults would fill every field left open.
         policy.generation_config = _settings()
-        pad = _pad_id(tokenizer, context)
+        pad = _pad_id(tokenizer, context, int(policy.config.get_text_config().vocab_size))
         total = len(prompts) * sampling.samples
         written: dict[_Row, Ids] = {}
         for rows in self._batches(prompts, sampling):
-            written |= dict(zip(rows, _run(policy, pad, prompts, rows, sampling, context), strict=True))
+            try:
+                written |= dict(zip(rows, _run(policy, pad, prompts, rows, sampling, context), strict=True))
+            except torch.OutOfMemoryError as error:
+                raise ModelError(self._memory_advice(prompts, rows, sampling)) from error
             if context.progress is not None:
                 context.progress(len(written), total)
         texts = _texts(tokenizer, written)
@@ -84,6 +88,17 @@ class Transformers:
                 )
                 for i in range(len(prompts))
             ),
+        )
+
+    def _memory_advice(self, prompts: Sequence[Prompt], rows: Sequence[_Row], sampling: Sampling) -> str:
+        width = len(prompts[rows[0].prompt].ids) + sampling.max_new_tokens
+        smaller = (
+            f"Lower the generator's token_budget (now {self.token_budget}), for example to {len(rows) // 2 * width}"
+        )
+        advice = smaller if len(rows) > 1 else "Shorten max_new_tokens or tokens.max_prompt_tokens"
+        return (
+            f"The device ran out of memory while generating {len(rows)} responses of up to {width} tokens each, prompt "
+            f"included. {advice}, or set policy.dtype to bfloat16."
         )
 
     def _batches(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[_Row]]:
@@ -170,19 +185,20 @@ def _texts(tokenizer: PreTrainedTokenizerBase, written: dict[_Row, Ids]) -> dict
 
 
 def _response(prompt: Prompt, sample: int, ids: Ids, text: str, context: GenerationContext) -> Response:
+    writer = context.iteration if context.writer is None else context.writer
     return Response(
         prompt=prompt,
         ids=ids,
         text=text,
         finish_reason="stop" if int(ids[-1]) in context.stop else "length",
-        origin=f"policy:{context.iteration}",
+        origin=f"policy:{writer}",
         sample=sample,
     )
 
 
-def _pad_id(tokenizer: PreTrainedTokenizerBase, context: GenerationContext) -> int:
+def _pad_id(tokenizer: PreTrainedTokenizerBase, context: GenerationContext, vocabulary: int) -> int:
     """An id to fill with. It is masked in prompts, and in answers it only follows a stop id."""
-    if tokenizer.pad_token_id is not None:
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocabulary:
         return int(tokenizer.pad_token_id)
     return context.stop[0] if context.stop else 0
 

@@ -18,7 +18,8 @@ class RowSampler(LogitsProcessor):
     """Turns an argmax into sampling: the returned scores [b, v] are largest at the token each row draws.
 
     Row i draws with `seeds[i]`, int64 [b], so that its tokens do not depend on the rows beside it. Temperature 0 is
-    greedy. `banned` ids are never drawn. `start` is the width of the prompts, padding included.
+    greedy. `banned` ids are never drawn; ids that the model has no logit for are allowed there. `start` is the width of
+    the prompts, padding included.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class RowSampler(LogitsProcessor):
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [b, v] for the step after `input_ids` [b, start + step]."""
-        logits = scores.float().index_fill(1, self.banned, -torch.inf)
+        logits = scores.float().index_fill(1, self.banned[self.banned < scores.shape[1]], -torch.inf)
         kept = logits.isfinite()
         if self.temperature > 0:
             logits = logits / self.temperature
