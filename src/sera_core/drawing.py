@@ -10,7 +10,7 @@ from sera_core.curate.label import with_targets
 from sera_core.curate.prompts import AnyPrompt, named_prompts, offline_prompts, share_of_round
 from sera_core.data.tables import read_candidates, write_candidates
 from sera_core.data.targets import tokenize_targets
-from sera_core.data.tokens import tokenize_prompts
+from sera_core.data.tokens import banned_ids, tokenize_prompts
 from sera_core.plan import IterationPlan
 from sera_core.prepare import limits_of
 from sera_core.protocols import Generator, Progress, Sampling
@@ -41,6 +41,7 @@ def generate(
         "template": run.template,
         "generator": run.component("generator", *generator),
         "sampling": sampling_key(sampling),
+        "banned": list(banned_ids(run.tokenizer)),
         "prompts": prompts_key(prompts),
         "draw": [run.plan.config.seed, iteration, purpose],
     }

@@ -137,7 +137,7 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
 
     def compute(folder: Path, progress: Progress) -> None:
         _fill_store(run, policy, (whole, samples), progress)
-        values = of_ancestral(run.log_ratios(policy, whole.flat(), progress), settings.level)
+        values = of_ancestral(run.log_ratios(policy, whole.flat(), progress), settings.level, whole)
         values |= of_samples(run.log_ratios(policy, samples.flat(), progress), samples)
         values |= _judge(run, policy, samples, baseline)
         values |= _held_out(run, policy, step.objective.loss)
