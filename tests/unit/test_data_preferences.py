@@ -391,7 +391,7 @@ PLAIN = {"prompt": "q", "chosen": "a", "rejected": "b"}
         (
             explicit(1, fun_chosen=2, fun_rejected=1),
             {"score": "fu"},
-            r"source.score is 'fu', .*none of the columns fu_chosen, chosen_fu.* Did you mean 'fun_chosen'\?",
+            r"source.score is 'fu', .*none of the columns fu_chosen, chosen_fu.* Did you mean 'fun_chosen'",
         ),
         ({"chosen": [user("q"), bot("a")], "rejected": [user("q"), bot("b")]}, {"score": "s"}, r"read as 'dialogues'"),
     ],

@@ -55,8 +55,8 @@ def text_pairs(
     """All usable pairs of `rows` in order, and the number of rows (of pairs, for scored data) dropped by reason.
 
     Raises:
-        DataError: columns are missing, an id names two different pairs, no pair is left, or (where `options` are strict) an
-            option is set that these rows do not read.
+        DataError: columns are missing, an id names two different pairs, no pair is left, or (where `options` are
+            strict) an option is set that these rows do not read.
     """
     _require_sources(options.columns, rows, where)
     renamed = [_rename(row, options) for row in rows]
