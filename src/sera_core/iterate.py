@@ -22,6 +22,7 @@ from sera_core.plan import IterationPlan
 from sera_core.protocols import Diagnosing, Objective, Progress, Sampling
 from sera_core.records import Candidates, PairLogps, Pairs, StepRecord
 from sera_core.selection import Curated
+from sera_core.train.arguments import normal_training_fields
 from sera_core.train.lora import LoraOptions
 from sera_core.train.run import TrainRequest, train
 from sera_core.train.step import Algebra
@@ -82,6 +83,7 @@ def _train(
             lora=None if config.policy.lora is None else _lora(config.policy.lora),
             seed=config.seed,
             iteration=step.iteration,
+            token_budget=config.scoring.token_budget,
             workdir=folder,
             load_model=lambda: run.load(start),
             tokenizer=run.tokenizer,
@@ -96,7 +98,7 @@ def _train(
         "reference": reference.hash if reads_reference else None,
         "pairs": curated.digest,
         "objective": _objective_key(run, step),
-        "training": config.training,
+        "training": normal_training_fields(config.training),
         "policy": config.policy.model_dump(exclude={"model", "revision"}),
         "template": run.template,
         "token_budget": config.scoring.token_budget,

@@ -182,8 +182,10 @@ def _check_objective(step: IterationPlan) -> None:
 
 def _check_training(plan: Plan) -> None:
     from sera_core.train.arguments import build_arguments  # imports transformers: only once all else is right
+    from sera_core.train.precision import check_precision
 
     for step in plan.iterations:
+        check_precision(step.config.policy.dtype, step.config.training)
         build_arguments(step.config.training, output_dir=Path("unused"), seed=step.config.seed)
 
 

@@ -19,6 +19,7 @@ SMALL = {
     "tokens": {"max_prompt_tokens": 32, "max_response_tokens": 16},
     "training": {
         "max_steps": 2,
+        "num_train_epochs": None,
         "learning_rate": 0.001,
         "warmup_steps": 0,
         "per_device_train_batch_size": 4,

@@ -95,7 +95,7 @@ DISK = {
         r"Cannot save the model to .*model.partial: .*" + FREE,
     ),
     "full: checkpoint": (
-        kit.full("transformers.Trainer._save_rng_state", "training.max_steps=11"),
+        kit.full("transformers.Trainer._save_rng_state", "training.max_steps=11", "training.num_train_epochs=null"),
         r"Training could not write to .*train.partial: " + FREE,
     ),
     "full: metrics": (kit.full_for("metrics.jsonl*"), r"The run could not be written to .*out: " + FREE),
@@ -117,7 +117,9 @@ APART = {
         TEMPLATE["not closed"][1],
     ),
     "disk full during a checkpoint": (
-        lambda place: place.apart(*place.small_run("training.max_steps=11"), before=FILE_LIMIT),
+        lambda place: place.apart(
+            *place.small_run("training.max_steps=11", "training.num_train_epochs=null"), before=FILE_LIMIT
+        ),
         r"checkpoint could not be written to .*train.partial: .*Free space there and run again",
     ),
 }

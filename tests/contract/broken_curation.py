@@ -1,7 +1,5 @@
 """Scorers and selectors that each break one line of the contract, and the sound ones they come from."""
 
-
-
 from dataclasses import dataclass, field
 from typing import ClassVar
 

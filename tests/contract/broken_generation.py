@@ -1,7 +1,5 @@
 """Labelers, generators, judges and sources that each break one line of the contract."""
 
-
-
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """Objectives, transforms, smoothers and reweighters that each break one line of the contract."""
 
-
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 from sera_core.builtin.ipo import IPO
 from sera_core.builtin.orpo import ORPO
 from sera_core.builtin.smoothers import Constant
-from sera_core.models.logps import group_logps
+from sera_core.models.logps import default_budget, group_logps
 from sera_core.records import PairBatch, Pairs
 from sera_core.train.batch import EpochBatches, PairDataset, collate
 from sera_core.train.lora import LoraOptions
 from sera_core.train.run import train
+from sera_core.train.seeds import training_seed
 from sera_core.train.step import pair_losses, reduce
+from sera_core.train.trainer import PairTrainer
 
 
 def trained(folder, **changes):
@@ -86,6 +88,87 @@ def test_same_seed_same_bytes_other_seed_other_order(tmp_path):
     assert files[0] != files[2]
 
 
+def drawn(monkeypatch, folder, **changes):
+    """The pairs of the first micro-batch, and where the adapter starts if there is one."""
+    seen = []
+
+    class SeenError(Exception):
+        pass
+
+    def spy(trainer, model, inputs, *_, **__):
+        seen.append(inputs.ids)
+        seen.append([p.detach().clone() for name, p in model.named_parameters() if "lora_A" in name])
+        raise SeenError
+
+    monkeypatch.setattr(PairTrainer, "compute_loss", spy)
+    with pytest.raises(SeenError):
+        train(cases.request(folder, **changes), cases.ignore)
+    return seen
+
+
+def test_every_iteration_has_its_own_order_and_adapter(tmp_path, monkeypatch):
+    lora = LoraOptions(r=2)
+
+    def first(**changes):
+        return drawn(monkeypatch, tmp_path / str(len(list(tmp_path.iterdir()))), lora=lora, **changes)
+
+    (ids, start), (ids_again, start_again), (ids_2, start_2) = (first(iteration=i) for i in (1, 1, 2))
+    assert ids == ids_again
+    assert ids != ids_2
+    assert all(torch.equal(a, b) for a, b in zip(start, start_again, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(start, start_2, strict=True))
+    # A data seed rules the order alone, and differs between iterations too.
+    fields = {"data_seed": 9}
+    (mixed, mixed_start), (same, _), (other, _) = (
+        first(training=fields),
+        first(training=fields, seed=4),
+        first(training=fields, iteration=2),
+    )
+    assert mixed == same
+    assert len({ids, mixed, other}) == 3
+    assert all(torch.equal(a, b) for a, b in zip(start, mixed_start, strict=True))
+
+
+def test_loading_that_draws_random_numbers_does_not_move_the_adapter(tmp_path, monkeypatch):
+    def load():
+        torch.rand(3)
+        return cases.tiny_model()
+
+    starts = [drawn(monkeypatch, tmp_path / str(i), lora=LoraOptions(r=2), load_model=load)[1] for i in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*starts, strict=True))
+
+
+def test_neutral_fields_leave_the_bytes_alone(tmp_path):
+    common = {"policy_is_reference": False, "keep_dropout": True}
+
+    def bytes_of(name, **fields):
+        request = cases.request(
+            tmp_path / name, load_model=lambda: cases.tiny_model(attention_dropout=0.3), training=fields, **common
+        )
+        result = train(request, cases.ignore)
+        return (result.model / "model.safetensors").read_bytes(), result.steps_file.read_bytes()
+
+    shown = {"run_name": "x", "project": "y", "torch_empty_cache_steps": 1}
+    loaded = {"dataloader_num_workers": 1, "dataloader_prefetch_factor": 3, "dataloader_persistent_workers": True}
+    assert bytes_of("plain") == bytes_of("other", **shown, **loaded)
+
+
+def test_the_token_budget_reaches_every_forward_pass(tmp_path, monkeypatch):
+    budgets = []
+
+    def spy(*arguments, token_budget):
+        budgets.append(token_budget)
+        return group_logps(*arguments, token_budget=token_budget)
+
+    monkeypatch.setattr("sera_core.train.trainer.group_logps", spy)
+    common = {"optim": "sgd", "learning_rate": 0.05}
+    small = trained(tmp_path / "small", token_budget=20, training=common, algebra=ALGEBRAS["whole batch"]())
+    assert set(budgets) == {20}
+    budgets.clear()
+    assert_same_run(small, trained(tmp_path / "default", training=common, algebra=ALGEBRAS["whole batch"]()))
+    assert set(budgets) == {default_budget(torch.device("cpu"))}
+
+
 def test_the_trainer_is_a_plain_torch_loop(tmp_path):
     pairs = cases.make_pairs(20)
     training = {
@@ -105,7 +188,7 @@ def test_the_trainer_is_a_plain_torch_loop(tmp_path):
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=1e-3, eps=1e-4
     )
-    order = EpochBatches(20, 8, seed=3)
+    order = EpochBatches(20, 8, training_seed(3, 1))
     steps = []
     for epoch in range(2):
         order.epoch = epoch

@@ -21,7 +21,7 @@ def results(tmp_path_factory):
         capture_output=True,
         text=True,
         timeout=200,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)

@@ -130,10 +130,9 @@ def request(workdir: Path, **changes) -> TrainRequest:
     reference = changes.pop("reference")
     training = {
         "learning_rate": 1e-2,
-        "num_train_epochs": 2,
+        "num_train_epochs": None if "max_steps" in changes.get("training", {}) else 2,
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
-        "use_cpu": True,
         **changes.pop("training", {}),
     }
     fields = {

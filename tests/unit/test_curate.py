@@ -161,7 +161,9 @@ def test_labelled_pairs_are_marked():
         def label(self, candidates, scores, rng):
             return Pairs((pair("a"), pair("a")), {"tied_scores": 1})
 
-    found = label(Labeler(), Candidates((), ()), (), stream(0, 2, "label"), iteration=2, template="abc", lost={"tied_scores": 2})
+    found = label(
+        Labeler(), Candidates((), ()), (), stream(0, 2, "label"), iteration=2, template="abc", lost={"tied_scores": 2}
+    )
     assert [p.id for p in found.pairs] == ["a#2.0", "a#2.1"]
     assert {(p.source, p.template) for p in found.pairs} == {("generated", "abc")}
     assert found.dropped == {"tied_scores": 3}

@@ -10,12 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
 from sera_core.errors import ConfigError, DataError, ModelError, StoreError
 from sera_core.protocols import Needs
 from sera_core.records import Pair, Pairs, Prompt, Response, StepRecord, TextPrompt
-from sera_core.train.arguments import OWNED, build_arguments, check_training_fields
+from sera_core.train.arguments import (
+    NEUTRAL,
+    OWNED,
+    build_arguments,
+    check_training_fields,
+    normal_training_fields,
+)
 from sera_core.train.batch import Draw, EpochBatches, PairDataset, collate
 from sera_core.train.checkpoint import (
     Checkpoint,
@@ -26,7 +32,9 @@ from sera_core.train.checkpoint import (
 )
 from sera_core.train.checks import check_reference, disable_dropout
 from sera_core.train.lora import LoraOptions, adapter_off, merge, wrap_lora
+from sera_core.train.precision import cast_back, cast_to_master, check_precision, set_precision
 from sera_core.train.run import check_needs
+from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra
 
 NOTHING = Needs()
@@ -105,7 +113,19 @@ def test_unusable_data_is_refused(pairs, reference, message):
         ({"learning_rate": 0}, "learning_rate is 0.*nothing would be trained"),
         ({"learning_rate": "fast"}, "learning_rate must be a number, got 'fast'"),
         ({"learning_rate": True}, "learning_rate must be a number, got True"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a finite number, got nan"),
+        ({"num_train_epochs": float("inf")}, "num_train_epochs must be a finite number, got inf"),
+        ({"num_train_epochs": "nan"}, "num_train_epochs must be a finite number, got nan"),
+        ({"max_steps": float("inf")}, "max_steps must be a finite number, got inf"),
+        ({"num_train_epochs": 2, "max_steps": 7}, r"max_steps is 7, so training.num_train_epochs \(2\) would be"),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, "no effect without training.gradient_check"),
+        ({"dataloader_prefetch_factor": 2}, "prefetch_factor has no effect without training.dataloader_num_workers"),
+        ({"dataloader_persistent_workers": True}, "persistent_workers has no effect without"),
+        ({"data_seed": "abc"}, "data_seed must be a number, got 'abc'"),
+        ({"data_seed": 1.5}, "data_seed must be a whole number"),
+        ({"tf32": "yes"}, "tf32 must be true or false"),
+        ({"use_cpu": True}, "scoring and generation would still use the GPU.*CUDA_VISIBLE_DEVICES="),
+        ({"ddp_timeout": 5}, "a run is one process"),
         ({"bf16": "yes"}, "bf16 must be true or false, got 'yes'"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1"),
         ({"gradient_accumulation_steps": 1.5}, "must be a whole number, got 1.5"),
@@ -122,22 +142,116 @@ def test_training_fields_are_refused(fields, message):
 def test_numbers_written_as_text_are_read():
     checked = check_training_fields({"learning_rate": "1e-5", "max_steps": "7", "warmup_steps": 0.1})
     assert checked == {"learning_rate": 1e-5, "max_steps": 7, "warmup_steps": 0.1}
+    assert type(check_training_fields({"data_seed": "7"})["data_seed"]) is int
+
+
+def test_null_takes_back_what_a_preset_sets():
+    assert check_training_fields({"num_train_epochs": None, "max_steps": 5}) == {"max_steps": 5}
+
+
+def test_normal_fields_have_one_spelling_and_only_what_decides_the_result():
+    written = {"warmup_steps": 1, "learning_rate": "1e-5", "max_steps": "7", "optim": "sgd", "bf16": None}
+    shown = {"report_to": "none", "run_name": "a", "project": "b", "disable_tqdm": False, "dataloader_num_workers": 2}
+    normal = normal_training_fields(written | shown)
+    assert json.dumps(normal) == '{"learning_rate": 1e-05, "max_steps": 7, "optim": "sgd", "warmup_steps": 1.0}'
+    assert json.dumps(normal_training_fields({"weight_decay": 1})) == json.dumps(
+        normal_training_fields({"weight_decay": "1.0"})
+    )
+    with pytest.raises(ConfigError, match="training.sed is unknown"):
+        normal_training_fields({"sed": 1})
+
+
+def test_every_field_is_owned_neutral_or_in_the_key():
+    names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    assert names >= NEUTRAL
+    assert not NEUTRAL & OWNED.keys()
 
 
 def test_every_owned_field_has_a_reason_of_its_own_or_exists_no_more():
-    known = {field.name for field in dataclasses.fields(build_arguments.__globals__["TrainingArguments"])}
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert OWNED.keys() - known <= {"group_by_length"}
     assert all(reason and not reason.endswith(".") for reason in OWNED.values())
 
 
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_inherited_precision_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert build_arguments({}, output_dir=tmp_path, seed=0).mixed_precision == "no"
+    assert build_arguments({"bf16": True}, output_dir=tmp_path, seed=0).mixed_precision == "bf16"
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_float16_needs_a_gpu(tmp_path):
+    with pytest.raises(ConfigError, match="training.fp16 is true, but there is no GPU"):
+        build_arguments({"fp16": True}, output_dir=tmp_path, seed=0)
+    with pytest.raises(ConfigError, match="policy.dtype is float16, but there is no GPU"):
+        check_precision("float16", {"bf16": None})
+    check_precision("float16", {"bf16": True})
+    check_precision("bfloat16", {})
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fields", "adapter", "expected"),
+    [
+        (torch.float32, {}, False, "no"),
+        (torch.bfloat16, {}, False, "bf16"),
+        (torch.bfloat16, {}, True, "no"),
+        (torch.bfloat16, {"bf16": False}, False, "no"),
+        (torch.float16, {}, False, "fp16"),
+        (torch.float16, {}, True, "fp16"),
+        (torch.float16, {"bf16": False}, False, "no"),
+    ],
+)
+def test_forward_passes_take_the_precision_of_the_policy(tmp_path, monkeypatch, dtype, fields, adapter, expected):
+    monkeypatch.setattr("sera_core.train.precision.accelerated", lambda: True)
+    arguments = build_arguments(fields, output_dir=tmp_path, seed=0)
+    set_precision(arguments, dtype, fields, adapter)
+    assert arguments.mixed_precision == expected
+    assert (arguments.bf16, arguments.fp16) == (expected == "bf16", expected == "fp16")
+
+
+def test_master_weights_go_there_and_back():
+    model = tiny(tie_word_embeddings=True).bfloat16()
+    model.model.norm.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dtypes = cast_to_master(model)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert model.model.norm.weight.dtype is torch.bfloat16
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] = 1 + 2**-8 + 2**-12
+    cast_back(model, dtypes)
+    # To the nearest: 1 + 2^-7, not 1.
+    assert model.lm_head.weight[0, 0].item() == 1 + 2**-7
+    assert all(
+        torch.equal(value.flatten()[1:], before[name].flatten()[1:]) for name, value in model.state_dict().items()
+    )
+
+
+def test_training_seeds():
+    seeds = {training_seed(seed, iteration) for seed in range(40) for iteration in range(40)}
+    assert len(seeds) == 1600
+    assert all(0 <= seed < 2**31 for seed in seeds)
+    assert training_seed(3, 1) == training_seed(3, 1)
+    assert training_seed(1, 11) != training_seed(11, 1)
+    assert training_seed(2**70, 0) != training_seed(2**71, 0)
+
+
+@pytest.mark.usefixtures("no_gpu")
 def test_arguments_are_built(tmp_path):
-    given = {"learning_rate": 2e-4, "lr_scheduler_type": "cosine", "use_cpu": True}
+    given = {"learning_rate": 2e-4, "lr_scheduler_type": "cosine"}
     arguments = build_arguments(given, output_dir=tmp_path / "out", seed=2**40 + 5)
     assert (arguments.learning_rate, arguments.seed, arguments.report_to) == (2e-4, 5, [])
     assert (arguments.save_strategy, arguments.logging_steps, arguments.n_gpu) == ("no", 1, 0)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match=r"training.lr_scheduler_type has no value 'cosin'. Did you mean 'cosine'"):
-        build_arguments({"lr_scheduler_type": "cosin", "use_cpu": True}, output_dir=tmp_path, seed=0)
+        build_arguments({"lr_scheduler_type": "cosin"}, output_dir=tmp_path, seed=0)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from transformers import SchedulerType, TrainingArguments
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
@@ -18,89 +17,29 @@ from transformers.integrations.integration_utils import (
 from transformers.training_args import OptimizerNames
 
 from sera_core.errors import ConfigError, suggest
+from sera_core.train.owned import OWNED
+from sera_core.train.precision import accelerated, check_precision
 
-_SERA_WRITES = "Sera decides where and when it saves"
-_NO_EVALUATION = "Sera evaluates after each iteration, with its own judges"
-_EVERY_STEP = "Sera records every optimiser step"
-_NO_HUB = "a run writes local folders only; upload the final model afterwards"
-_OWN_BATCHES = "Sera builds the batches of pairs itself"
-_NOT_SHARDED = "sharded training is not supported; train data-parallel, or an adapter (lora)"
-_NOT_COMPILED = "compiled training is not supported"
+__all__ = ["NEUTRAL", "OWNED", "build_arguments", "check_training_fields", "normal_training_fields"]
 
-OWNED: Mapping[str, str] = MappingProxyType(
+NEUTRAL = frozenset(
     {
-        "output_dir": _SERA_WRITES,
-        "save_strategy": _SERA_WRITES,
-        "save_steps": _SERA_WRITES,
-        "save_total_limit": _SERA_WRITES,
-        "save_only_model": _SERA_WRITES,
-        "save_on_each_node": _SERA_WRITES,
-        "enable_jit_checkpoint": _SERA_WRITES,
-        "resume_from_checkpoint": "a run resumes by itself when the same command is given again",
-        "ignore_data_skip": "a resumed run goes on exactly where it stopped",
-        "restore_callback_states_from_checkpoint": "a resumed run restores what it needs",
-        "seed": "set the seed of the run",
-        "do_train": "a run always trains",
-        "do_eval": _NO_EVALUATION,
-        "do_predict": _NO_EVALUATION,
-        "eval_strategy": _NO_EVALUATION,
-        "eval_steps": _NO_EVALUATION,
-        "eval_delay": _NO_EVALUATION,
-        "eval_on_start": _NO_EVALUATION,
-        "eval_accumulation_steps": _NO_EVALUATION,
-        "eval_do_concat_batches": _NO_EVALUATION,
-        "eval_use_gather_object": _NO_EVALUATION,
-        "per_device_eval_batch_size": _NO_EVALUATION,
-        "prediction_loss_only": _NO_EVALUATION,
-        "include_for_metrics": _NO_EVALUATION,
-        "batch_eval_metrics": _NO_EVALUATION,
-        "bf16_full_eval": _NO_EVALUATION,
-        "fp16_full_eval": _NO_EVALUATION,
-        "load_best_model_at_end": "the loop keeps the best iterate by validation metric",
-        "metric_for_best_model": "the loop keeps the best iterate by validation metric",
-        "greater_is_better": "the loop keeps the best iterate by validation metric",
-        "logging_strategy": _EVERY_STEP,
-        "logging_steps": _EVERY_STEP,
-        "logging_first_step": _EVERY_STEP,
-        "logging_nan_inf_filter": "a loss that is not finite is an error",
-        "include_num_input_tokens_seen": _EVERY_STEP,
-        "push_to_hub": _NO_HUB,
-        "hub_token": _NO_HUB,
-        "hub_private_repo": _NO_HUB,
-        "hub_model_id": _NO_HUB,
-        "hub_strategy": _NO_HUB,
-        "hub_always_push": _NO_HUB,
-        "hub_revision": _NO_HUB,
-        "remove_unused_columns": _OWN_BATCHES,
-        "label_names": _OWN_BATCHES,
-        "train_sampling_strategy": _OWN_BATCHES,
-        "group_by_length": _OWN_BATCHES,
-        "length_column_name": _OWN_BATCHES,
-        "dataloader_drop_last": "every pair counts",
-        "dataloader_pin_memory": _OWN_BATCHES,
-        "dataloader_in_order": _OWN_BATCHES,
-        "dataloader_multiprocessing_context": _OWN_BATCHES,
-        "accelerator_config": _OWN_BATCHES,
-        "auto_find_batch_size": "the batch size would depend on the machine",
-        "average_tokens_across_devices": "losses are always averaged over the pairs of all devices",
-        "label_smoothing_factor": "choose a smoother instead",
-        "neftune_noise_alpha": "noise on the policy's inputs alone makes its margins meaningless",
-        "use_liger_kernel": "log-probs come from Sera's own engine",
-        "liger_kernel_config": "log-probs come from Sera's own engine",
-        "torch_compile": _NOT_COMPILED,
-        "torch_compile_backend": _NOT_COMPILED,
-        "torch_compile_mode": _NOT_COMPILED,
-        "fsdp": _NOT_SHARDED,
-        "fsdp_config": _NOT_SHARDED,
-        "deepspeed": _NOT_SHARDED,
-        "parallelism_config": _NOT_SHARDED,
-        "local_rank": "the launcher sets it",
+        "report_to",
+        "run_name",
+        "project",
+        "trackio_space_id",
+        "trackio_bucket_id",
+        "trackio_static_space_id",
+        "disable_tqdm",
+        "dataloader_num_workers",
+        "dataloader_prefetch_factor",
+        "dataloader_persistent_workers",
+        "torch_empty_cache_steps",
     }
 )
+"""Fields that decide what is shown and how fast training goes, never its result."""
 
-_DEFAULTS: Mapping[str, Any] = MappingProxyType(
-    {"report_to": "none", "disable_tqdm": True, "ddp_find_unused_parameters": False}
-)
+_DEFAULTS: Mapping[str, Any] = MappingProxyType({"report_to": "none", "disable_tqdm": True})
 
 _FIXED: Mapping[str, Any] = MappingProxyType(
     {
@@ -111,20 +50,33 @@ _FIXED: Mapping[str, Any] = MappingProxyType(
         "remove_unused_columns": False,
         "dataloader_drop_last": False,
         "dataloader_pin_memory": False,
+        "ddp_find_unused_parameters": False,
     }
 )
 
+# TrainingArguments leaves these unset, so that their defaults do not show their type.
+_UNSET: Mapping[str, int | bool] = MappingProxyType(
+    {
+        "data_seed": 0,
+        "torch_empty_cache_steps": 0,
+        "dataloader_prefetch_factor": 0,
+        "tf32": False,
+        "disable_tqdm": False,
+    }
+)
 _COUNTS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 _NOT_NEGATIVE = ("weight_decay", "adam_epsilon", "max_grad_norm", "warmup_steps", "dataloader_num_workers")
 _BELOW_ONE = ("adam_beta1", "adam_beta2")
 
 
 def check_training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same fields, numbers written as text (``1e-5`` in YAML) turned into numbers.
+    """The same fields, numbers written as text (``1e-5`` in YAML) turned into numbers, those that are null left out.
+
+    Null stands for the default: it takes back what a preset sets.
 
     Raises:
-        ConfigError: a field TrainingArguments does not have, one that Sera sets itself, a value of the wrong type or
-            range, or a learning rate of 0.
+        ConfigError: a field TrainingArguments does not have, one that Sera sets itself or that could not act, a value
+            of the wrong type or range, or a learning rate of 0.
     """
     known = {field.name: field for field in fields(TrainingArguments) if field.init}
     checked: dict[str, Any] = {}
@@ -133,11 +85,27 @@ def check_training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"training.{name} cannot be set: {OWNED[name]}. Remove it.")
         if name not in known:
             raise ConfigError(f"training.{name} is unknown. {suggest(name, known.keys() - OWNED.keys())}")
-        default = known[name].default
-        checked[name] = value if default is MISSING else _typed(name, value, default)
+        default = _UNSET.get(name, known[name].default)
+        if value is not None:
+            checked[name] = value if default is MISSING else _typed(name, value, default)
     _check_ranges(checked)
+    _check_without_effect(checked)
     _check_words(checked)
     return checked
+
+
+def normal_training_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What of the `training` fields decides the trained model, in one spelling and order: the part for a cache key.
+
+    Checked as by `check_training_fields`; the fields of `NEUTRAL` are left out, for they change how training is shown
+    or how fast it is, not what comes out. ``1e-5`` and ``"1e-5"`` are equal here, and so are 1 and 1.0 where a field
+    holds a real number. Defaults are not filled in.
+
+    Raises:
+        ConfigError: see `check_training_fields`.
+    """
+    checked = check_training_fields(values)
+    return {name: checked[name] for name in sorted(checked.keys() - NEUTRAL)}
 
 
 def build_arguments(values: Mapping[str, Any], *, output_dir: Path, seed: int) -> TrainingArguments:
@@ -146,7 +114,7 @@ def build_arguments(values: Mapping[str, Any], *, output_dir: Path, seed: int) -
     Raises:
         ConfigError: see `check_training_fields`, or a value TrainingArguments itself refuses.
     """
-    given: dict[str, Any] = {**_DEFAULTS, "use_cpu": not _accelerated(), **check_training_fields(values), **_FIXED}
+    given: dict[str, Any] = {**_DEFAULTS, "use_cpu": not accelerated(), **check_training_fields(values), **_FIXED}
     try:
         # Seeds of numpy's global generator, which Trainer sets, end at 2^32 - 1.
         arguments = TrainingArguments(output_dir=str(output_dir), seed=seed % 2**32, **given)
@@ -155,14 +123,13 @@ def build_arguments(values: Mapping[str, Any], *, output_dir: Path, seed: int) -
         raise ConfigError(
             f"transformers refuses the training fields: {text.rstrip('.')}. Change one of {', '.join(values)}."
         ) from error
+    check_precision("float32", given)
+    # An inherited environment variable could ask for another precision than the fields do.
+    arguments.mixed_precision = "fp16" if arguments.fp16 else "bf16" if arguments.bf16 else "no"
     if arguments.n_gpu > 1:
         # Several devices need one process each: DataParallel would split records it does not understand.
         arguments._n_gpu = 1
     return arguments
-
-
-def _accelerated() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
 
 
 def _typed(name: str, value: object, default: object) -> object:
@@ -181,29 +148,53 @@ def _typed(name: str, value: object, default: object) -> object:
             number = None
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise ConfigError(f"training.{name} must be a number, got {value!r}.")
+    if not math.isfinite(number):
+        raise ConfigError(f"training.{name} must be a finite number, got {value}.")
     if isinstance(default, int) and name != "warmup_steps":
         if number != int(number):
             raise ConfigError(f"training.{name} must be a whole number, got {value!r}.")
         return int(number)
-    return number
+    return float(number)
 
 
 def _check_ranges(values: Mapping[str, Any]) -> None:
     rate = values.get("learning_rate")
-    if rate is not None and not 0 < rate < math.inf:
-        raise ConfigError(f"training.learning_rate is {rate}: nothing would be trained. Give a positive number.")
+    if rate is not None and rate <= 0:
+        raise ConfigError(f"training.learning_rate is {rate:g}: nothing would be trained. Give a positive number.")
     for name in (*_NOT_NEGATIVE, *_BELOW_ONE):
         if not 0 <= values.get(name, 0) < (1 if name in _BELOW_ONE else math.inf):
             below = " and below 1" if name in _BELOW_ONE else ""
-            raise ConfigError(f"training.{name} must be at least 0{below}, got {values[name]}.")
+            raise ConfigError(f"training.{name} must be at least 0{below}, got {values[name]:g}.")
     for name in _COUNTS:
         if values.get(name, 1) < 1:
             raise ConfigError(f"training.{name} must be at least 1, got {values[name]}.")
     epochs, steps = values.get("num_train_epochs", 1), values.get("max_steps", -1)
     if steps == 0 or (epochs <= 0 and steps < 0):
         raise ConfigError(
-            f"training would take no step: num_train_epochs {epochs}, max_steps {steps}. Give a positive number."
+            f"training would take no step: num_train_epochs {epochs:g}, max_steps {steps}. Give a positive number."
         )
+
+
+def _check_without_effect(values: Mapping[str, Any]) -> None:
+    """Refuse fields that others make meaningless."""
+    if values.get("max_steps", -1) > 0 and "num_train_epochs" in values:
+        raise ConfigError(
+            f"training.max_steps is {values['max_steps']}, so training.num_train_epochs "
+            f"({values['num_train_epochs']:g}) would be ignored. Remove one of them, or set it to null where a preset "
+            "gives it."
+        )
+    if values.get("gradient_checkpointing_kwargs") and not values.get("gradient_checkpointing", False):
+        raise ConfigError(
+            "training.gradient_checkpointing_kwargs has no effect without training.gradient_checkpointing. "
+            "Set that to true, or remove the options."
+        )
+    if not values.get("dataloader_num_workers", 0):
+        for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
+            if values.get(name):
+                raise ConfigError(
+                    f"training.{name} has no effect without training.dataloader_num_workers. Set that to 1 or more, "
+                    "or remove it."
+                )
 
 
 def _check_words(values: Mapping[str, Any]) -> None:

@@ -79,8 +79,8 @@ def check_finite(losses: Tensor, step: int, ids: Sequence[str]) -> None:
 
 
 def sample_parameters(model: nn.Module) -> list[Tensor]:
-    """Copies of up to 4096 leading values of every trainable parameter, to see later whether any moved."""
-    return [p.detach().flatten()[:4096].to("cpu", copy=True) for p in model.parameters() if p.requires_grad]
+    """Copies of up to 4096 leading values of every parameter, to see later whether any moved."""
+    return [p.detach().flatten()[:4096].to("cpu", copy=True) for p in model.parameters()]
 
 
 def check_moved(before: Sequence[Tensor], model: nn.Module) -> None:
@@ -89,5 +89,6 @@ def check_moved(before: Sequence[Tensor], model: nn.Module) -> None:
         raise ModelError(
             "No parameter moved during training. The gradient was zero throughout (a hinge loss with every margin "
             "satisfied?), or the learning rate was: a warm-up as long as the run leaves it at 0. Check "
-            "training.learning_rate, training.warmup_steps and the number of pairs."
+            "training.learning_rate, training.warmup_steps and the number of pairs. In half precision, updates too "
+            "small for policy.dtype end the same way: train in float32."
         )

@@ -12,7 +12,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from torch import Tensor
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from sera_core.errors import ConfigError, ModelError, StoreError
 from sera_core.models.load import quiet, save_policy
@@ -29,8 +36,10 @@ from sera_core.train.checkpoint import (
 )
 from sera_core.train.checks import check_moved, check_trainable, disable_dropout, sample_parameters
 from sera_core.train.lora import LoraOptions, merge, wrap_lora
+from sera_core.train.precision import cast_back, cast_to_master, set_precision
+from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra
-from sera_core.train.trainer import PairTrainer
+from sera_core.train.trainer import Announce, PairTrainer
 
 _FEWEST_STEPS_BETWEEN = 10
 
@@ -44,7 +53,10 @@ class TrainRequest:
     policy's weights are those the reference was measured with (compare their hashes); then step 0 is checked.
     `keep_dropout` trains with the model's own dropout, which is otherwise off. `checkpoint_every` counts optimiser
     steps; None means about four checkpoints an epoch. `card` is the README of the saved model. `progress` is told
-    (steps done, steps in all).
+    (steps done, steps in all). `token_budget` limits padded tokens per forward pass; None means the device's default.
+
+    All randomness comes from (`seed`, `iteration`), the data order from (``training.data_seed``, `iteration`) where
+    that is set. A half-precision policy is trained as float32 master weights and saved in its own dtype.
     """
 
     pairs: Pairs
@@ -62,6 +74,7 @@ class TrainRequest:
     keep_dropout: bool = False
     checkpoint_every: int | None = None
     progress: Progress | None = None
+    token_budget: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +103,6 @@ def train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Train
     """
     check_needs(request.algebra, request.reference is not None)
     try:
-        set_seed(request.seed % 2**32)
         with quiet():
             return _train(request, on_step)
     except torch.OutOfMemoryError as error:
@@ -103,6 +115,9 @@ def train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Train
             f"Training could not write to {request.workdir}: {getattr(error, 'strerror', None) or error}. "
             "Free space and run again."
         ) from error
+    finally:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def check_needs(algebra: Algebra, has_reference: bool) -> None:
@@ -127,54 +142,81 @@ def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Trai
     folder, steps_path = request.workdir, request.workdir / "steps.jsonl"
     dataset = PairDataset(request.pairs, request.reference)
     folder.mkdir(parents=True, exist_ok=True)
-    arguments = build_arguments(request.training, output_dir=folder, seed=request.seed)
+    arguments = build_arguments(
+        request.training, output_dir=folder, seed=training_seed(request.seed, request.iteration)
+    )
     if arguments.should_save:
         delete_checkpoints(folder, complete=False)
     _barrier(arguments)
     checkpoint = last_complete(folder)
     keep = checkpoint.steps_bytes if checkpoint else 0
     with StepFile(steps_path, keep) if arguments.should_save else nullcontext() as steps:
-        trainer = _trainer(request, arguments, dataset, steps, on_step)
-        if checkpoint is not None:
-            restore_components(checkpoint, _stateful(request.algebra))
-        before = sample_parameters(trainer.policy)
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
-    check_moved(before, trainer.policy)
+        model, start = _start(request, arguments)
+        trainer = _trainer(request, arguments, dataset, start, steps, on_step, model)
+        try:
+            if checkpoint is not None:
+                restore_components(checkpoint, _stateful(request.algebra))
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
+            done, metrics = trainer.state.global_step, trainer.last_metrics
+        finally:
+            trainer.release()
+    model = merge(model)
+    cast_back(model, start.dtypes)
+    check_moved(start.sample, model)
     if arguments.should_save:
-        _save(merge(trainer.policy), request)
+        _save(model, request)
         delete_checkpoints(folder)
     _barrier(arguments)
-    resumed_from = checkpoint.step if checkpoint else 0
-    return TrainResult(
-        request.workdir / "model", steps_path, trainer.state.global_step, resumed_from, trainer.last_metrics
-    )
+    return TrainResult(folder / "model", steps_path, done, checkpoint.step if checkpoint else 0, metrics)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Start:
+    """What is remembered of the loaded policy: its `dtype`, a `sample` of its values, the `dtypes` to cast back to."""
+
+    dtype: torch.dtype
+    sample: list[Tensor]
+    dtypes: Mapping[str, torch.dtype]
+
+
+def _start(request: TrainRequest, arguments: TrainingArguments) -> tuple[PreTrainedModel, _Start]:
+    """The freshly loaded start policy, ready to train: dropout off unless kept, adapter added or weights cast."""
+    model = request.load_model()
+    dtype, sample = model.dtype, sample_parameters(model)
+    set_precision(arguments, dtype, request.training, request.lora is not None)
+    if not request.keep_dropout:
+        disable_dropout(model)
+    if request.lora is not None:
+        # Loading may or may not have drawn random numbers; the adapter must start the same.
+        set_seed(arguments.seed)
+        model = wrap_lora(model, request.lora)
+    check_trainable(model)
+    return model, _Start(dtype, sample, cast_to_master(model))
 
 
 def _trainer(
     request: TrainRequest,
     arguments: TrainingArguments,
     dataset: PairDataset,
+    start: _Start,
     steps: StepFile | None,
     on_step: Callable[[StepRecord], None],
+    model: PreTrainedModel,
 ) -> PairTrainer:
-    """The trainer around a freshly loaded start policy, its dropout off unless kept, its adapter added."""
-    model = request.load_model()
-    use_cache = model.config.use_cache
-    if not request.keep_dropout:
-        disable_dropout(model)
-    if request.lora is not None:
-        model = wrap_lora(model, request.lora)
-    check_trainable(model)
+    """The trainer of `model`, with its checkpoints and observers."""
     every = request.checkpoint_every or _quarter_epoch(arguments, len(dataset))
-    checkpoints = Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra))
+    callbacks: list[TrainerCallback] = [
+        Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra))
+    ]
+    if request.progress is not None:
+        callbacks.append(Announce(request.progress))
 
     def heard(record: StepRecord) -> None:
         if steps is not None:
             steps.write(record)
         on_step(record)
-        if request.progress is not None:
-            request.progress(record.step, trainer.state.max_steps)
 
+    use_cache = model.config.use_cache
     trainer = PairTrainer(
         model,
         arguments,
@@ -183,7 +225,9 @@ def _trainer(
         iteration=request.iteration,
         policy_is_reference=request.policy_is_reference,
         on_step=heard,
-        callbacks=[checkpoints],
+        callbacks=callbacks,
+        dtype=start.dtype,
+        token_budget=request.token_budget,
     )
     # Trainer switches the cache off in the configuration, which would slow down whoever loads the saved model.
     model.config.use_cache = use_cache

@@ -16,12 +16,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from sera_core.errors import ModelError, StoreError
 from sera_core.models.logps import default_budget, group_logps
+from sera_core.protocols import Progress
 from sera_core.records import PairBatch, PairLogps, StepRecord
 from sera_core.train.batch import EpochBatches, PairDataset, PairInputs, collate
 from sera_core.train.checks import check_finite, check_margins_zero, check_reference
 from sera_core.train.effective import Fixed, Part, fix, needs_whole_batch
 from sera_core.train.lora import adapter_off
 from sera_core.train.metrics import micro_sums, step_metrics
+from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra, batch_stats, pair_losses, reduce
 
 
@@ -31,6 +33,8 @@ class PairTrainer(Trainer):
     The loss of an optimiser step is the mean over its effective batch, whatever the micro-batches and ranks it is
     split into. `on_step` gets one record per optimiser step on the main process. With `policy_is_reference` the first
     effective batch is checked: margins exactly 0, stored reference log-probs equal to live ones up to rounding.
+    `dtype` is what the stored ones were measured in (default: the model's). `token_budget` is that of `group_logps`,
+    None the device's default.
 
     Raises (from `train`):
         ModelError: a failed check, or a loss or gradient that is not finite.
@@ -49,8 +53,10 @@ class PairTrainer(Trainer):
         policy_is_reference: bool,
         on_step: Callable[[StepRecord], None],
         callbacks: Sequence[TrainerCallback] = (),
+        dtype: torch.dtype | None = None,
+        token_budget: int | None = None,
     ) -> None:
-        seed = args.seed if args.data_seed is None else args.data_seed
+        seed = args.seed if args.data_seed is None else training_seed(args.data_seed, iteration)
         self._order = EpochBatches(
             len(dataset), args.per_device_train_batch_size, seed, args.process_index, args.world_size
         )
@@ -61,6 +67,8 @@ class PairTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.policy = model
         self._algebra, self._iteration, self._on_step = algebra, iteration, on_step
+        self._dtype: torch.dtype = dtype or model.dtype
+        self._budget = default_budget(args.device) if token_budget is None else token_budget
         self._check_start = policy_is_reference and algebra.objective.needs.reference
         self.last_metrics: Mapping[str, float] = {}
         self._batches: list[PairInputs] = []
@@ -77,6 +85,8 @@ class PairTrainer(Trainer):
             num_workers=self.args.dataloader_num_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor,
             persistent_workers=self.args.dataloader_persistent_workers,
+            # From torch's own generator it would draw as often as there are workers to start, and so move dropout.
+            generator=torch.Generator(),
         )
 
     def get_batch_samples(
@@ -135,6 +145,24 @@ class PairTrainer(Trainer):
         """0: nothing here reads an operation count."""
         return 0
 
+    def release(self) -> None:
+        """Let go of model, optimiser and data, leaving no cycle that holds them. The trainer is of no use afterwards.
+
+        A garbage collection may be a whole iteration away, and the next policy needs the memory.
+        """
+        # Autocast and schedulers put methods bound to an object into that same object.
+        for name in ("forward", "_original_forward"):
+            vars(self.policy).pop(name, None)
+        for holder in (self.optimizer, self.lr_scheduler):
+            inner = getattr(holder, "optimizer", None)
+            for part in (holder, inner):
+                if part is not None:
+                    vars(part).clear()
+        accelerator = self.accelerator
+        vars(self.callback_handler).clear()
+        vars(self).clear()
+        accelerator.free_memory()
+
     def _save_checkpoint(self, model: nn.Module, trial: object) -> None:
         try:
             super()._save_checkpoint(model, trial)
@@ -176,7 +204,7 @@ class PairTrainer(Trainer):
 
     def _logps(self, model: nn.Module, inputs: PairInputs) -> PairLogps:
         try:
-            scored = group_logps(model, inputs.groups, token_budget=default_budget(self.args.device))
+            scored = group_logps(model, inputs.groups, token_budget=self._budget)
         except ModelError as error:
             names = ", ".join(map(repr, inputs.ids[:8]))
             advice = " Or lower training.learning_rate." if self.state.global_step else ""
@@ -196,7 +224,7 @@ class PairTrainer(Trainer):
         stored = self._batches[live.slot].to(self.args.device)
         lengths = {"chosen": logps.chosen_length, "rejected": logps.rejected_length}
         half = self.args.bf16 or self.args.fp16
-        dtype = torch.bfloat16 if half else next(self.policy.parameters()).dtype
+        dtype = torch.bfloat16 if half else self._dtype
         for side, length in lengths.items():
             kept, now = getattr(stored, f"{side}_reference"), getattr(live, f"{side}_reference")
             check_reference(side, kept, now, length, live.ids, dtype)
@@ -223,6 +251,25 @@ class PairTrainer(Trainer):
 
     def _progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)
+
+
+class Announce(TrainerCallback):
+    """Tells `progress` (steps done, steps in all) after every recorded step, on the main process."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **kwargs: object,
+    ) -> None:
+        """The summary at the end of training has no `loss`: it is no step."""
+        logs = kwargs["logs"]
+        if state.is_world_process_zero and isinstance(logs, Mapping) and "loss" in logs:
+            self._progress(state.global_step, state.max_steps)
 
 
 class _FollowEpoch(TrainerCallback):
