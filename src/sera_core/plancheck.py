@@ -185,8 +185,8 @@ def _check_training(plan: Plan) -> None:
     from sera_core.train.precision import check_precision
 
     for step in plan.iterations:
-        check_precision(step.config.policy.dtype, step.config.training)
         build_arguments(step.config.training, output_dir=Path("unused"), seed=step.config.seed)
+        check_precision(step.config.policy.dtype, step.config.training)
 
 
 def _scorers(step: IterationPlan) -> list[Scorer]:

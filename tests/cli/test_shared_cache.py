@@ -154,7 +154,7 @@ def test_another_version_of_the_judge_is_another_judge():
 def assert_reference_found(store, out):
     """Every training response was looked up under the initial policy, and found."""
     manifest = read_json(out / "manifest.json")
-    scorer = f"{manifest['initial_policy']['weights']}-float32"
+    scorer = f"{manifest['initial_policy']['weights']}-float32-default"
     pairs = read_pairs(out / "iter_1/select/pairs.arrow").pairs
     template = manifest["data"]["template"]
     keys = {response_key(template, r.prompt.ids, r.ids) for pair in pairs for r in (pair.chosen, pair.rejected)}
