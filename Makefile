@@ -1,5 +1,5 @@
 # Two targets do everything: `make demo` and `make test`. Each creates .venv and installs what it needs on first use.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PLUGINS := plugins/irm
