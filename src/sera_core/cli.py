@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sera_core import __version__
@@ -140,7 +141,7 @@ def plugins(
     for heading in ("role", "name", "from", "what it does"):
         table.add_column(heading)
     for entry in entries:
-        table.add_row(entry.role, entry.name, f"{entry.distribution} {entry.version}", entry.summary)
+        table.add_row(*map(escape, (entry.role, entry.name, f"{entry.distribution} {entry.version}", entry.summary)))
     Console().print(table)
 
 
@@ -177,7 +178,7 @@ def describe(
     for heading in ("option", "type", "default"):
         table.add_column(heading)
     for option in found["options"]:
-        table.add_row(option["name"], option["type"], option["default"])
+        table.add_row(*map(escape, (option["name"], option["type"], option["default"])))
     console.print(table if found["options"] else "No options.")
     for key in ("defaults", "component_defaults"):
         if found.get(key):
@@ -201,7 +202,8 @@ def configs(as_json: Json = False) -> None:
     for heading in ("name", "what it runs", "papers"):
         table.add_column(heading)
     for entry in found:
-        table.add_row(entry["name"], entry["description"], "; ".join(entry["cites"] or []))
+        papers = "; ".join(entry["cites"] or [])
+        table.add_row(*(escape(str(cell)) for cell in (entry["name"], entry["description"], papers)))
     Console().print(table)
 
 
@@ -219,7 +221,7 @@ def doctor(cache: Cache = None, as_json: Json = False) -> None:
             table.add_column(heading)
         for item in found:
             colour = {"ok": "green", "missing": "yellow", "problem": "red"}[item["state"]]
-            table.add_row(item["check"], f"[{colour}]{item['state']}[/{colour}]", item["detail"])
+            table.add_row(escape(item["check"]), f"[{colour}]{item['state']}[/{colour}]", escape(item["detail"]))
         Console().print(table)
     if any(item["state"] == "problem" for item in found):
         raise typer.Exit(1)
@@ -238,11 +240,5 @@ def main() -> None:
     try:
         app()
     except SeraError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {_plain(error)}", highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
-
-
-def _plain(error: SeraError) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))

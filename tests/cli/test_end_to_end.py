@@ -250,3 +250,7 @@ def test_two_processes_do_not_share_a_folder(tiny, tmp_path):
         pytest.raises(SeraError, match="Another process is running"),
     ):
         sera_core.run(tiny.config("dpo"), out=tmp_path / "run", cache=tmp_path / "cache")
+
+
+def test_brackets_survive_in_tables(sera):
+    assert "Mapping[str, str | None]" in sera("describe", "source", "preferences").stdout
