@@ -87,7 +87,7 @@ def prepare(plan: Plan, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
         )
     return Prepared(
         source=source,
-        pairs=_counted(stage, "pairs", source),
+        pairs=_training_pairs(stage, source),
         validation=read_pairs(stage.path / "validation.arrow"),
         evaluation=evaluation[: plan.config.evaluation.prompts],
         probes={name: read_pairs(stage.path / f"probe_{name}.arrow") for name in sorted(source.probes)},
@@ -95,9 +95,9 @@ def prepare(plan: Plan, tokenizer: PreTrainedTokenizerBase, workspace: Workspace
     )
 
 
-def _counted(stage: Stage, name: str, source: SourceData) -> Pairs:
+def _training_pairs(stage: Stage, source: SourceData) -> Pairs:
     """Training pairs with both kinds of drops: rows refused while reading, and pairs dropped while tokenising."""
-    pairs = read_pairs(stage.path / f"{name}.arrow")
+    pairs = read_pairs(stage.path / "pairs.arrow")
     dropped: Mapping[str, int] = {
         reason: source.dropped.get(reason, 0) + pairs.dropped.get(reason, 0)
         for reason in sorted({*source.dropped, *pairs.dropped})

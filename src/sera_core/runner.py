@@ -18,13 +18,13 @@ from sera_core import __version__
 from sera_core.catalog import Catalog
 from sera_core.context import Context
 from sera_core.curation import History
-from sera_core.data.tokens import load_tokenizer, stop_ids, template_hash
+from sera_core.data.tokens import chat_tokenizer, stop_ids, template_hash
 from sera_core.datacheck import check_data
 from sera_core.errors import ConfigError
 from sera_core.host import build_manager
 from sera_core.iterate import Finished, run_iteration
 from sera_core.models.card import model_card
-from sera_core.models.load import quiet
+from sera_core.models.load import load_tokenizer, quiet
 from sera_core.models.store import LogProbStore
 from sera_core.plan import Plan, make_plan
 from sera_core.prepare import check_context_length, initial_policy, prepare
@@ -82,9 +82,10 @@ def run(
     out = out or default_out(plan)
     with quiet(), disk_refusals("The run", out), Workspace(out, cache or default_cache()) as workspace:
         context = open_run(plan, workspace, reporter)
-        write_json(workspace.out / "manifest.json", manifest(context))
+        inputs = manifest(context)
+        write_json(workspace.out / "manifest.json", inputs)
         finished = _iterate(context, manager)
-        return _finish(context, finished)
+        return _finish(context, finished, inputs)
 
 
 def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
@@ -94,7 +95,7 @@ def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
     initial = initial_policy(plan, workspace.cache, progress)
     reporter.stage_finished("policy", time.perf_counter() - began, reused=False)
     check_context_length(plan, initial)
-    tokenizer = load_tokenizer(initial.path, plan.config.tokens.chat_template)
+    tokenizer = chat_tokenizer(load_tokenizer(initial.path), plan.config.tokens.chat_template)
     data = prepare(plan, tokenizer, workspace, reporter)
     check_data(plan, data)
     return Context(
@@ -198,8 +199,8 @@ def _converged(plan: Plan, finished: list[Finished]) -> bool:
     return len(finished) - 1 - best >= stop.patience
 
 
-def _finish(run: Context, finished: tuple[Finished, ...]) -> RunResult:
-    """The final model's folder and summary.json."""
+def _finish(run: Context, finished: tuple[Finished, ...], inputs: Mapping[str, Any]) -> RunResult:
+    """The final model's folder, summary.json, and the manifest of `inputs` completed."""
     config, out = run.plan.config, run.workspace.out
     run.workspace.remove_strangers("iter_*")
     reports = [f.report for f in finished]
@@ -219,5 +220,5 @@ def _finish(run: Context, finished: tuple[Finished, ...]) -> RunResult:
         "final_model": str(model.resolve()),
     }
     write_json(out / "summary.json", summary)
-    write_json(out / "manifest.json", {**manifest(run), "final_iteration": chosen.policy.iteration})
+    write_json(out / "manifest.json", {**inputs, "final_iteration": chosen.policy.iteration})
     return RunResult(out, summary, model)

@@ -15,16 +15,17 @@ from sera_core.data.preferences import Preferences
 from sera_core.data.tokens import (
     TokenLimits,
     banned_ids,
+    chat_tokenizer,
     encode_prompt,
     encode_response,
     end_of_turn_id,
-    load_tokenizer,
     stop_ids,
     template_hash,
     tokenize_pairs,
     tokenize_prompts,
 )
 from sera_core.errors import ConfigError, DataError, ModelError
+from sera_core.models.load import load_tokenizer
 from sera_core.records import Message, TextPair, TextPrompt
 
 DATA = Path(os.environ.get("SERA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -230,13 +231,14 @@ def test_loading_sets_pad_and_template(tmp_path: Path) -> None:
     saved.save_pretrained(tmp_path / "model")
     (tmp_path / "chat.jinja").write_text(WORLD, encoding="utf-8")
     for template in (WORLD, str(tmp_path / "chat.jinja")):
-        loaded = load_tokenizer(tmp_path / "model", template)
+        loaded = chat_tokenizer(load_tokenizer(tmp_path / "model"), template)
         assert loaded.chat_template == WORLD
         assert loaded.pad_token_id == loaded.eos_token_id
     with pytest.raises(ConfigError, match=r"'nothing' is neither a Jinja|'nothing', which is neither Jinja text"):
-        load_tokenizer(tmp_path / "model", "nothing")
-    with pytest.raises(ModelError, match=r"No tokenizer could be loaded from"):
-        load_tokenizer(tmp_path / "chat.jinja")
+        chat_tokenizer(load_tokenizer(tmp_path / "model"), "nothing")
+    saved.eos_token = None
+    with pytest.raises(ModelError, match=r"no eos token"):
+        chat_tokenizer(saved)
 
 
 @pytest.mark.slow

@@ -46,26 +46,19 @@ class TurnFormat:
     stop_id: int
 
 
-def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer stored at `path`, with a pad token (eos where it had none) and, if given, another template.
+def chat_tokenizer(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> PreTrainedTokenizerBase:
+    """`tokenizer` made ready for conversations: a pad token (eos where it had none) and, if given, another template.
 
     `chat_template` is inline Jinja or the path of a file that holds it.
 
     Raises:
-        ModelError: there is no usable tokenizer, or it has no eos token.
+        ModelError: it has no eos token.
         ConfigError: `chat_template` is neither Jinja nor an existing file.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(
-            f"No tokenizer could be loaded from '{path}': {_reason(error)}. Save the tokenizer beside the model."
-        ) from error
     if tokenizer.eos_token is None:
         raise ModelError(
-            f"The tokenizer of '{path}' has no eos token, so answers cannot end. Set one and save it again."
+            f"The tokenizer of '{tokenizer.name_or_path}' has no eos token, so answers cannot end. Set one and save it "
+            "again."
         )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -75,9 +68,8 @@ def load_tokenizer(path: str | Path, chat_template: str | None = None) -> PreTra
 
 
 def _reason(error: Exception) -> str:
-    """The first line of a library's message; one that only opens a list of guesses is put in plain words."""
-    line = str(error).strip().partition("\n")[0].rstrip(". ")
-    return "its tokenizer files (such as tokenizer.json) are missing" if not line or line.endswith(":") else line
+    """The first line of a library's message, without its full stop."""
+    return str(error).strip().partition("\n")[0].rstrip(". ")
 
 
 def _template_text(given: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 
 from sera_core.data.encoding import Encoder, encode_prompt, encode_response
-from sera_core.data.templates import banned_ids, end_of_turn_id, load_tokenizer, stop_ids, template_hash
+from sera_core.data.templates import banned_ids, chat_tokenizer, end_of_turn_id, stop_ids, template_hash
 from sera_core.errors import ConfigError, DataError
 from sera_core.records import FinishReason, Ids, Pair, Pairs, Prompt, Response, TextPair, TextPrompt
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "TokenLimits",
     "banned_ids",
+    "chat_tokenizer",
     "encode_prompt",
     "encode_response",
     "end_of_turn_id",
-    "load_tokenizer",
     "stop_ids",
     "template_hash",
     "tokenize_pairs",

@@ -155,7 +155,8 @@ def load_tokenizer(path: Path | str) -> PreTrainedTokenizerBase:
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ModelError(
-            f"Cannot load a tokenizer from {folder}: {_first_line(error)} Save the tokenizer beside the model."
+            f"No tokenizer could be loaded from '{folder}': {_guesses_apart(error)} "
+            "Save the tokenizer beside the model."
         ) from error
     return tokenizer
 
@@ -240,6 +241,12 @@ def _download(name: str, revision: str | None) -> Path:
             f"{_first_line(error)} Check the name and the connection, or give a local folder. {suggest(name, BUILTIN)}"
         ) from error
     return folder
+
+
+def _guesses_apart(error: BaseException) -> str:
+    """`_first_line`, in plain words where the library's only opens a list of guesses."""
+    line = _first_line(error)
+    return "its tokenizer files (such as tokenizer.json) are missing." if line.endswith(":.") else line
 
 
 def _first_line(error: BaseException) -> str:
