@@ -2,14 +2,14 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := plugins/irm
-SOURCES := src plugins docs/example_plugin tests
+PLUGINS := solvers plugins/irm plugins/dro
+SOURCES := src solvers plugins benchmarks docs/example_plugin docs/figures tests
 DEMO := runs/demo
 
 .PHONY: demo test test-slow check install clean
 
 # One stamp per installation, so that the second call starts at once.
-$(VENV)/.stamp-run: pyproject.toml constraints.txt plugins/irm/pyproject.toml
+$(VENV)/.stamp-run: pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch

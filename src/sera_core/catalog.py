@@ -19,7 +19,18 @@ from sera_core.host import BUILTIN, build_manager, distribution_of
 from sera_core.protocols import ROLES
 
 # Names that other distributions of this project supply, so that a missing plugin can be named.
-PROVIDED_ELSEWHERE: Mapping[str, str] = MappingProxyType({"irm": "sera-plugin-irm"})
+PROVIDED_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "irm": "sera-plugin-irm",
+        "wasserstein": "sera-plugin-dro",
+        "wasserstein_discrete": "sera-plugin-dro",
+        "kl": "sera-plugin-dro",
+        "chi2": "sera-plugin-dro",
+        "cvar": "sera-plugin-dro",
+        "dr_dpo": "sera-plugin-dro",
+        "label_flip": "sera-plugin-dro",
+    }
+)
 
 # What a value should have been, by the start of pydantic's name for the failure.
 _EXPECTED: Mapping[str, str] = MappingProxyType(

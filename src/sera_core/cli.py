@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,7 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from sera_core import __version__
+from sera_core.cli_ablate import ablate
 from sera_core.errors import SeraError
+
+if TYPE_CHECKING:
+    from sera_core.ranks import Ranks
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +30,7 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, nothing else.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Shared cache (default: SERA_CACHE or the user cache).")]
 
+_REFUSED = 2
 # What shells use for a program stopped by Ctrl-C.
 _INTERRUPTED = 130
 
@@ -45,40 +51,62 @@ def run(
         bool, typer.Option("--plan", help="Check everything, print the plan, compute nothing.")
     ] = False,
 ) -> None:
-    """Align a policy. Interrupted, the same command continues where it stopped."""
+    """Align a policy. Interrupted, the same command continues where it stopped. A launcher may start several."""
     from sera_core import configfile
-    from sera_core.catalog import load_catalog
-    from sera_core.console import ConsoleReporter
+    from sera_core.ranks import join
 
-    settings = configfile.override(configfile.read(configfile.locate(config)), overrides or [])
-    settings.setdefault("name", Path(config).stem)
-    if plan_only:
-        from sera_core.plan import make_plan
-        from sera_core.resolved import resolved_settings
-
-        plan = make_plan(settings, load_catalog())
-        emit(
-            {
-                "components": dict(sorted(plan.provenance.items())),
-                "iterations": [resolved_settings(plan, step) for step in plan.iterations],
-            }
-        )
-        return
-    console = Console(stderr=as_json)
+    ranks = join()
     try:
-        with ConsoleReporter(console) as reporter:
-            from sera_core import runner
-
-            result = runner.run(settings, out=out, cache=cache, reporter=reporter)
+        settings = configfile.override(configfile.read(configfile.locate(config)), overrides or [])
+        settings.setdefault("name", Path(config).stem)
+        if plan_only:
+            _print_plan(settings, ranks)
+        else:
+            _align(settings, ranks, out, cache, as_json)
+    except SeraError as error:
+        message = str(error)
+        ranks.tell(error, lambda: _complain(message))
+        raise typer.Exit(_REFUSED) from None
     except KeyboardInterrupt:
         # Typer would make it an abort with exit code 1.
-        Console(stderr=True).print("Interrupted. Run the same command again to continue.")
+        if ranks.main:
+            Console(stderr=True).print("Interrupted. Run the same command again to continue.")
         raise typer.Exit(_INTERRUPTED) from None
+    ranks.leave()
+
+
+def _print_plan(settings: Mapping[str, Any], ranks: Ranks) -> None:
+    from sera_core.catalog import load_catalog
+    from sera_core.plan import make_plan
+    from sera_core.resolved import resolved_settings
+
+    plan = make_plan(settings, load_catalog())
+    iterations = [resolved_settings(plan, step) for step in plan.iterations]
+    if ranks.main:
+        emit({"components": dict(sorted(plan.provenance.items())), "iterations": iterations})
+
+
+def _align(settings: Mapping[str, Any], ranks: Ranks, out: Path | None, cache: Path | None, as_json: bool) -> None:
+    if not ranks.main:
+        from sera_core import runner
+
+        runner.run(settings, out=out, cache=cache)
+        return
+    from sera_core.console import ConsoleReporter
+
+    console = Console(stderr=as_json)
+    with ConsoleReporter(console) as reporter:
+        from sera_core import runner
+
+        result = runner.run(settings, out=out, cache=cache, reporter=reporter)
     if as_json:
         emit(dict(result.summary))
         return
     console.print(f"Report: {result.out / 'summary.json'}", soft_wrap=True)
     console.print(f"Final model: {result.model}", soft_wrap=True)
+
+
+app.command()(ablate)
 
 
 @app.command()
@@ -240,5 +268,9 @@ def main() -> None:
     try:
         app()
     except SeraError as error:
-        Console(stderr=True).print(f"[red]Error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _complain(str(error))
+        sys.exit(_REFUSED)
+
+
+def _complain(message: str) -> None:
+    Console(stderr=True).print(f"[red]Error:[/red] {escape(message)}", highlight=False, soft_wrap=True)

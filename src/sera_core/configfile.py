@@ -136,6 +136,16 @@ def override(raw: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, An
     return result
 
 
+def set_path(raw: Mapping[str, Any], path: str, value: object) -> dict[str, Any]:
+    """`raw` with the setting at a dotted `path` changed to `value`.
+
+    Raises:
+        ConfigError: the path leads through a value that has no keys.
+    """
+    result: dict[str, Any] = _set(raw, path.split("."), value, f"{path}={value}")
+    return result
+
+
 def _set(node: object, path: list[str], value: object, assignment: str) -> Any:  # noqa: ANN401
     key, rest = path[0], path[1:]
     if isinstance(node, list):

@@ -16,6 +16,7 @@ from sera_core.models.score import score_responses
 from sera_core.models.store import LogProbStore
 from sera_core.plan import Plan
 from sera_core.protocols import Component, GenerationContext, Progress, Sampling
+from sera_core.ranks import Ranks
 from sera_core.records import Floats, Pair, Pairs, Prompt, Response, SourceData
 from sera_core.reporter import Reporter
 from sera_core.workspace import Stage, Workspace, digest
@@ -64,12 +65,20 @@ class Context:
         compute: Callable[[Path, Progress], None],
         *,
         resumable: bool = False,
+        together: bool = False,
     ) -> Stage:
         """Run or reuse a stage, telling the reporter; the arguments are those of `Workspace.stage`."""
         progress = self.reporter.stage_started(where)
-        stage = self.workspace.stage(name, where, inputs, lambda folder: compute(folder, progress), resumable=resumable)
+        stage = self.workspace.stage(
+            name, where, inputs, lambda folder: compute(folder, progress), resumable=resumable, together=together
+        )
         self.reporter.stage_finished(where, stage.seconds, stage.reused)
         return stage
+
+    @property
+    def ranks(self) -> Ranks:
+        """The processes that share this run."""
+        return self.workspace.ranks
 
     def load(self, policy: Policy) -> PreTrainedModel:
         """The policy's model, in evaluation mode, in the run's precision."""
@@ -83,7 +92,7 @@ class Context:
         return [settings.dtype, settings.attn_implementation or "default"]
 
     def logps(self, policy: Policy, responses: Sequence[Response], progress: Progress | None = None) -> Floats:
-        """Summed log-probs float64 [n] under a policy, through the store."""
+        """Summed log-probs float64 [n] under a policy, through the store. Rank 0 calls it first, or alone."""
         sums, _ = score_responses(
             lambda: self.load(policy),
             "-".join([policy.hash, *self.numerics]),

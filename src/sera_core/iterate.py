@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,10 +52,11 @@ def run_iteration(
     start = history.newest if loop.start == "previous" else run.initial
     reference = history.newest if loop.reference == "previous" else run.initial
     trained = _train(run, step, curated, (start, reference), on_step)
-    policy = Policy(step.iteration, trained.path / "model", weights_hash(trained.path / "model"))
+    model = trained.path / "model"
+    policy = Policy(step.iteration, model, run.ranks.on_main(lambda: weights_hash(model)))
     values, seconds = evaluate(run, step, policy)
     report = _report(step, curated, values, {**curated.seconds, "train": trained.seconds, **seconds})
-    write_json(run.workspace.out / f"iter_{step.iteration}" / "report.json", report)
+    run.ranks.on_main(lambda: write_json(run.workspace.out / f"iter_{step.iteration}" / "report.json", report))
     return Finished(policy, reference, report, trained.path / "steps.jsonl")
 
 
@@ -72,7 +74,7 @@ def _train(
     def compute(folder: Path, progress: Progress) -> None:
         logps = None
         if reads_reference:
-            both = run.logps(reference, both_sides(curated.pairs.pairs), progress)
+            both = run.ranks.main_first(lambda: run.logps(reference, both_sides(curated.pairs.pairs), progress))
             chosen, rejected = np.split(both.astype(np.float32), 2)
             logps = (chosen, rejected)
         request = TrainRequest(
@@ -91,7 +93,10 @@ def _train(
             card=INTERMEDIATE_CARD,
             progress=progress,
         )
-        train(request, on_step)
+        with warnings.catch_warnings():
+            # What torch names in its place does not do the same yet, as the warning itself says.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            train(request, on_step)
 
     inputs = {
         "start": start.hash,
@@ -104,7 +109,10 @@ def _train(
         "token_budget": config.scoring.token_budget,
         "draw": [config.seed, step.iteration],
     }
-    return run.stage("train", f"iter_{step.iteration}/train", inputs, compute, resumable=True)
+    if run.ranks.world > 1:
+        # Ranks share out the effective batch, and with it the order of its sums.
+        inputs["world"] = run.ranks.world
+    return run.stage("train", f"iter_{step.iteration}/train", inputs, compute, resumable=True, together=True)
 
 
 def _lora(config: LoraConfig) -> LoraOptions:

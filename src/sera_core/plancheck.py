@@ -9,7 +9,7 @@ from typing import Any
 
 from sera_core.errors import ConfigError, suggest
 from sera_core.plan import IterationPlan, Plan
-from sera_core.protocols import Needs, Scorer
+from sera_core.protocols import Component, Needs, Scorer
 
 
 def check_plan(plan: Plan) -> None:
@@ -22,6 +22,7 @@ def check_plan(plan: Plan) -> None:
         _check_offline(plan, step)
         _check_generated(plan, step)
         _check_objective(step)
+        _check_dataset_scope(plan, step)
     _check_training(plan)
 
 
@@ -178,6 +179,30 @@ def _check_objective(step: IterationPlan) -> None:
             raise ConfigError(f"{where} needs {what}, which this version's log-prob engine does not compute.")
         if needs.reference and not parts.loss.needs.reference:
             raise ConfigError(f"{where} needs a reference, but objective '{step.config.objective.loss.name}' has none.")
+
+
+def _check_dataset_scope(plan: Plan, step: IterationPlan) -> None:
+    """Only reweighters are asked about the whole training set, so nobody else may ask for measurements of it."""
+    parts, offline, generated = step.objective, step.offline, step.generated
+    others: list[tuple[str, Component | None]] = [
+        ("source", plan.source),
+        ("evaluation.judge", plan.judge),
+        ("evaluation.generator", plan.evaluation_generator),
+        ("objective.loss", parts.loss),
+        *(("objective.transforms", transform) for transform in parts.transforms),
+        ("objective.smoother", parts.smoother),
+    ]
+    if offline is not None:
+        others += [("offline.scorer", offline.scorer), ("offline.selector", offline.selector)]
+    if generated is not None:
+        names = ("generator", "scorer", "labeler", "selector")
+        others += [(f"generated.{name}", getattr(generated, name)) for name in names]
+    for where, component in others:
+        if component is not None and component.needs.dataset_every:
+            raise ConfigError(
+                f"{where}: {type(component).__name__} asks for measurements of the whole training set every "
+                f"{component.needs.dataset_every:g} epochs, which only a reweighter gets. Choose another component."
+            )
 
 
 def _check_training(plan: Plan) -> None:

@@ -59,7 +59,7 @@ def check_context_length(plan: Plan, policy: Policy) -> None:
 def prepare(plan: Plan, tokenizer: PreTrainedTokenizerBase, workspace: Workspace, reporter: Reporter) -> Prepared:
     """Read the source and tokenise its pairs and evaluation prompts, as the stage ``data``."""
     progress = reporter.stage_started("data")
-    source = plan.source.load(plan.config.seed)
+    source = workspace.ranks.main_first(lambda: plan.source.load(plan.config.seed))
     limits = limits_of(plan)
     template = template_hash(tokenizer)
     sets = {"pairs": source.pairs, "validation": source.validation}

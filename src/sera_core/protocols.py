@@ -25,6 +25,7 @@ from sera_core.records import (
     Response,
     ScoringLogps,
     SourceData,
+    Weighted,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +45,10 @@ class Needs:
     annotations: every scored response must carry an annotated score.
     token_logits: the smoother needs both models' token logits at response positions.
     prefixes: prompt prefixes under which the transform needs log-probs.
-    whole_batch: the reweighter needs statistics of the whole effective batch.
+    whole_batch: the reweighter or smoother acts once per optimiser step, on the whole effective batch (all ranks, all
+        micro-batches), instead of once per micro-batch. One that keeps a state or says how it weighed always does.
+    dataset_every: the reweighter weighs the whole training set instead, in one forward pass over all pairs before the
+        first optimiser step and again every so many epochs, finite and > 0; 0 means the effective batch.
     gold: the source must know the right answers.
     targets: the labeler needs prompts that carry a reference answer.
     scores: the labeler or selector reads scores, so that a scorer must be configured.
@@ -57,6 +61,7 @@ class Needs:
     token_logits: bool = False
     prefixes: tuple[str, ...] = ()
     whole_batch: bool = False
+    dataset_every: float = 0.0
     gold: bool = False
     targets: bool = False
     scores: bool = False
@@ -158,10 +163,21 @@ class Smoother(Component, Protocol):
 
 
 class Reweighter(Component, Protocol):
-    """Weighs the pairs of the whole effective batch."""
+    """Weighs the pairs of the effective batch, or of the whole training set (`Needs.dataset_every`)."""
 
     def weights(self, stats: BatchStats) -> Tensor:
         """[n], >= 0, no gradient, permutation-equivariant; the neutral setting gives ones."""
+
+
+@runtime_checkable
+class Weighing(Protocol):
+    """A reweighter that also says how it weighed. It is asked instead of `weights`, once per batch or training set."""
+
+    def weigh(self, stats: BatchStats) -> Weighted:
+        """Exactly the weights that ``weights(stats)`` gives, with finite metrics under names of their own.
+
+        A figure that does not exist for these pairs is left out.
+        """
 
 
 class Generator(Component, Protocol):

@@ -213,8 +213,9 @@ class PairBatch:
 class BatchStats:
     """Detached statistics of the whole effective batch, torch float32 [n] each, for reweighters.
 
-    The effective batch is every pair of one optimiser step: all ranks, all micro-batches. `flipped` is 1 where the
-    label is known to be flipped, 0 where known clean, nan where unknown.
+    The effective batch is every pair of one optimiser step: all ranks, all micro-batches. For a reweighter with
+    `Needs.dataset_every` it is the whole training set instead. `flipped` is 1 where the label is known to be flipped,
+    0 where known clean, nan where unknown.
     """
 
     margins: Tensor
@@ -222,6 +223,17 @@ class BatchStats:
     losses: Tensor
     flipped: Tensor
     progress: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weighted:
+    """Weights [n] of n pairs, >= 0, without gradient, and figures that say how they came about.
+
+    `metrics` go into the step record under their own names: finite numbers, as floats or tensors [].
+    """
+
+    weights: Tensor
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

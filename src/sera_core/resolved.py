@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from sera_core.plan import IterationPlan, Plan
@@ -37,4 +37,11 @@ def resolved_settings(plan: Plan, step: IterationPlan) -> dict[str, Any]:
 def spelled(name: str, component: object) -> dict[str, Any]:
     """A component as its name and all its options, defaults included."""
     options = {field.name: getattr(component, field.name) for field in fields(component) if field.init}  # type: ignore[arg-type]
-    return {"name": name, **{key: list(value) if isinstance(value, tuple) else value for key, value in options.items()}}
+    return {"name": name, **{key: _plain(value) for key, value in options.items()}}
+
+
+def _plain(value: object) -> object:
+    """An option value as JSON has it: tuples as lists, structured options such as a schedule as mappings."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value

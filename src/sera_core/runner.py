@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +19,6 @@ from sera_core.context import Context
 from sera_core.curation import History
 from sera_core.data.tokens import chat_tokenizer, stop_ids, template_hash
 from sera_core.datacheck import check_data
-from sera_core.errors import ConfigError
 from sera_core.host import build_manager
 from sera_core.iterate import Finished, run_iteration
 from sera_core.models.card import model_card
@@ -28,6 +26,7 @@ from sera_core.models.load import load_tokenizer, quiet
 from sera_core.models.store import LogProbStore
 from sera_core.plan import Plan, make_plan
 from sera_core.prepare import check_context_length, initial_policy, prepare
+from sera_core.ranks import joined
 from sera_core.records import IterationReport, StepRecord
 from sera_core.reporter import Reporter, Silent
 from sera_core.resolved import resolved_settings
@@ -61,38 +60,37 @@ def run(
 ) -> RunResult:
     """Align a policy as `config` says; interrupted at any point, the same call continues.
 
+    Of several processes that a launcher started, each makes the same call: all of them train, rank 0 does the rest.
+
     Args:
         config: settings as a dictionary (see `sera_core.configfile.read` for files).
         out: the run's folder; `default_out` if None.
         cache: where stages, log-probs and converted models are shared between runs; `default_cache` if None.
-        reporter: is told about progress; silent if None.
+        reporter: is told about progress, on rank 0; silent if None.
         manager: plugins; everything installed if None.
 
     Raises:
-        SeraError: anything the user can act on; finished stages are kept.
+        SeraError: anything the user can act on; finished stages are kept. Of several ranks, those that did not fail
+            themselves raise an OtherRankError.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "A run is one process, but WORLD_SIZE says it was started as several. Start `sera run` without a launcher; "
-            "it uses one device."
-        )
     manager = manager or build_manager()
-    plan = make_plan(config, Catalog.from_manager(manager))
-    reporter = reporter or Silent()
-    out = out or default_out(plan)
-    with quiet(), disk_refusals("The run", out), Workspace(out, cache or default_cache()) as workspace:
-        context = open_run(plan, workspace, reporter)
-        inputs = manifest(context)
-        write_json(workspace.out / "manifest.json", inputs)
-        finished = _iterate(context, manager)
-        return _finish(context, finished, inputs)
+    with joined() as ranks:
+        plan = make_plan(config, Catalog.from_manager(manager))
+        reporter = reporter if ranks.main and reporter is not None else Silent()
+        out = out or default_out(plan)
+        with quiet(), disk_refusals("The run", out), Workspace(out, cache or default_cache(), ranks) as workspace:
+            context = open_run(plan, workspace, reporter)
+            inputs = manifest(context)
+            ranks.on_main(lambda: write_json(workspace.out / "manifest.json", inputs))
+            finished = _iterate(context, manager)
+            return ranks.on_main(lambda: _finish(context, finished, inputs))
 
 
 def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
     """Resolve the policy, read and tokenise the data: everything before the first iteration."""
     progress = reporter.stage_started("policy")
     began = time.perf_counter()
-    initial = initial_policy(plan, workspace.cache, progress)
+    initial = workspace.ranks.on_main(lambda: initial_policy(plan, workspace.cache, progress))
     reporter.stage_finished("policy", time.perf_counter() - began, reused=False)
     check_context_length(plan, initial)
     tokenizer = chat_tokenizer(load_tokenizer(initial.path), plan.config.tokens.chat_template)
@@ -136,6 +134,7 @@ def manifest(run: Context) -> dict[str, Any]:
             "template": run.template,
         },
         "initial_policy": {"path": str(run.initial.path), "weights": run.initial.hash},
+        "processes": run.ranks.world,
     }
 
 
@@ -145,20 +144,25 @@ def _iterate(run: Context, manager: pluggy.PluginManager) -> tuple[Finished, ...
         history = History(run.initial, tuple((f.policy, f.reference) for f in reversed(finished)))
         on_step = _observe_steps(run, manager, finished)
         finished.append(run_iteration(run, step, history, on_step))
-        _write_metrics(run, finished)
-        report = finished[-1].report
-        manager.hook.sera_iteration_finished(report=IterationReport(step.iteration, report))
-        run.reporter.iteration_finished(report)
+        run.ranks.on_main(lambda: _announce(run, manager, finished))
         if _converged(run.plan, finished):
             break
     return tuple(finished)
 
 
+def _announce(run: Context, manager: pluggy.PluginManager, finished: list[Finished]) -> None:
+    """Write down the newest iteration, and tell the plugins and whoever watches."""
+    _write_metrics(run, finished)
+    policy, report = finished[-1].policy, finished[-1].report
+    manager.hook.sera_iteration_finished(report=IterationReport(policy.iteration, report))
+    run.reporter.iteration_finished(report)
+
+
 def _observe_steps(
     run: Context, manager: pluggy.PluginManager, finished: list[Finished]
 ) -> Callable[[StepRecord], None]:
-    """Append each step to metrics.jsonl as it happens, and tell the plugins."""
-    _write_metrics(run, finished)
+    """Append each step to metrics.jsonl as it happens, and tell the plugins; called on rank 0 alone."""
+    run.ranks.on_main(lambda: _write_metrics(run, finished))
     path = run.workspace.out / "metrics.jsonl"
 
     def on_step(record: StepRecord) -> None:

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from sera_core import __version__
 from sera_core.errors import StoreError
+from sera_core.ranks import Ranks
 
 _RECORD = "stage.json"
 _FORMAT = 1
@@ -84,10 +85,13 @@ class Workspace:
     reused from the run's folder, then from the cache; files are compared with their recorded checksums first, and a
     damaged copy is computed again. An interrupted stage starts afresh, unless it is `resumable`: a computation with
     checkpoints of its own (training) finds its folder ``<stage>.partial`` as it left it.
+
+    Of several ranks, the first holds the lock, decides what is reused and computes; the others wait and read.
     """
 
-    def __init__(self, out: Path, cache: Path) -> None:
-        self.out, self.cache = out, cache
+    def __init__(self, out: Path, cache: Path, ranks: Ranks | None = None) -> None:
+        """`ranks` are those that share the run; None for this process alone."""
+        self.out, self.cache, self.ranks = out, cache, ranks or Ranks()
         try:
             out.mkdir(parents=True, exist_ok=True)
             cache.mkdir(parents=True, exist_ok=True)
@@ -99,14 +103,13 @@ class Workspace:
         self._used: set[Path] = set()
 
     def __enter__(self) -> Workspace:
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout as error:
+        self.ranks.on_main(self._acquire)
+        if not (self.out / ".lock").exists():
+            self._lock.release()
             raise StoreError(
-                f"Another process is running in {self.out}. Wait for it, or choose another --out."
-            ) from error
-        except OSError as error:
-            raise StoreError(f"Cannot write to {self.out}: {error.strerror}. Choose another --out.") from error
+                f"Rank {self.ranks.rank} does not see the files of rank 0 in {self.out}. Processes on several machines "
+                "need --out and --cache on a file system they share."
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -120,6 +123,7 @@ class Workspace:
         compute: Callable[[Path], None],
         *,
         resumable: bool = False,
+        together: bool = False,
     ) -> Stage:
         """The stage's result, computed only if no valid one exists.
 
@@ -129,22 +133,25 @@ class Workspace:
             inputs: everything the result depends on, JSON-able.
             compute: writes all files of the stage into the folder it is given.
             resumable: `compute` itself cleans up and continues what it left in the folder when it was interrupted.
+            together: all ranks call `compute`, in the same folder, and share the work; otherwise rank 0 alone does.
 
         Raises:
-            StoreError: the disk is full or refuses the files.
+            StoreError: the disk is full or refuses the files. OtherRankError: `compute` failed on another rank.
         """
         key = digest({"stage": name, "format": _FORMAT, "version": __version__, "inputs": inputs})
         final, cached = self.out / where, self.cache / "stages" / f"{name}-{key}"
         self._used.add(final)
-        found = _read(final, name, key)
-        if found is None and (kept := _read(cached, name, key)) is not None:
-            link_tree(cached, final)
-            found = Stage(name, final, key, kept.seconds, reused=True)
         partial = final.with_name(final.name + ".partial")
-        if found is not None or not resumable:
-            # What an interrupted attempt left would be recorded with the results.
-            _remove(partial)
-        return found or self._compute(name, partial, cached, key, compute)
+
+        def settle() -> Stage | None:
+            found = _find(name, key, final, cached)
+            if found is not None or not resumable:
+                # What an interrupted attempt left would be recorded with the results.
+                _remove(partial)
+            alone = found is None and not together
+            return _compute(Ranks(), name, partial, cached, key, compute) if alone else found
+
+        return self.ranks.on_main(settle) or _compute(self.ranks, name, partial, cached, key, compute)
 
     def remove_strangers(self, pattern: str) -> None:
         """Delete stages below folders matching `pattern` that this process did not use; the cache still has them.
@@ -157,21 +164,15 @@ class Workspace:
             if not any(path in self._used for path in folder.iterdir()):
                 shutil.rmtree(folder)
 
-    def _compute(self, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
-        final = partial.with_suffix("")
-        with disk_refusals(f"Stage {name}", partial):
-            _prepare(partial, key)
-            began = time.perf_counter()
-            spent = _spent(partial)
-            compute(partial)
-            seconds = spent + time.perf_counter() - began
-            record = {"stage": name, "key": key, "seconds": round(seconds, 3), "files": checksums(partial)}
-            write_json(partial / _RECORD, record)
-            (partial / "key").unlink()
-            _remove(final)
-            partial.replace(final)
-            _share(final, cached)
-        return Stage(name, final, key, seconds, reused=False)
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as error:
+            raise StoreError(
+                f"Another process is running in {self.out}. Wait for it, or choose another --out."
+            ) from error
+        except OSError as error:
+            raise StoreError(f"Cannot write to {self.out}: {error.strerror}. Choose another --out.") from error
 
 
 def checksums(folder: Path) -> dict[str, str]:
@@ -195,6 +196,38 @@ def _read(folder: Path, name: str, key: str) -> Stage | None:
         return Stage(name, folder, key, float(record["seconds"]), reused=True) if valid else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _find(name: str, key: str, final: Path, cached: Path) -> Stage | None:
+    """A valid result in the run's folder, put there from the cache if need be."""
+    found = _read(final, name, key)
+    if found is None and (kept := _read(cached, name, key)) is not None:
+        link_tree(cached, final)
+        found = Stage(name, final, key, kept.seconds, reused=True)
+    return found
+
+
+def _compute(ranks: Ranks, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
+    """Compute a stage on all `ranks`; the first one prepares the folder, seals it and shares it."""
+    final = partial.with_suffix("")
+
+    def seal() -> Stage:
+        seconds = spent + time.perf_counter() - began
+        record = {"stage": name, "key": key, "seconds": round(seconds, 3), "files": checksums(partial)}
+        write_json(partial / _RECORD, record)
+        (partial / "key").unlink()
+        _remove(final)
+        partial.replace(final)
+        _share(final, cached)
+        return Stage(name, final, key, seconds, reused=False)
+
+    with disk_refusals(f"Stage {name}", partial):
+        ranks.on_main(lambda: _prepare(partial, key))
+        began = time.perf_counter()
+        spent = _spent(partial)
+        compute(partial)
+        ranks.wait()
+        return ranks.on_main(seal)
 
 
 def _prepare(partial: Path, key: str) -> None:

@@ -73,12 +73,6 @@ def test_compare_refuses_a_run_that_was_started_again(tiny, tmp_path):
         compare([result.out])
 
 
-def test_a_launcher_with_several_processes_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="A run is one process"):
-        run(tmp_path, tiny.config("dpo"))
-
-
 @pytest.mark.parametrize(
     ("preset", "more", "words"),
     [

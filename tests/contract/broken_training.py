@@ -10,6 +10,7 @@ from sera_core.builtin.orpo import ORPO
 from sera_core.builtin.smoothers import Constant
 from sera_core.builtin.uniform import Uniform
 from sera_core.protocols import Needs
+from sera_core.records import Weighted
 
 
 def objective(base=DPO, **methods):
@@ -68,6 +69,41 @@ def reweighter(weights):
     return dataclass(frozen=True)(type("Broken", (Uniform,), body))
 
 
+@dataclass(frozen=True)
+class GoodWeighing:
+    """Weighs by confidence and says how."""
+
+    power: float = 1.0
+
+    @property
+    def needs(self):
+        return Needs(whole_batch=True)
+
+    @classmethod
+    def neutral(cls):
+        return cls(power=0.0)
+
+    def weights(self, stats):
+        return stats.confidences.detach() ** self.power
+
+    def metrics(self, stats):
+        known = stats.flipped[~stats.flipped.isnan()]
+        return {"power": self.power, "mean_confidence": stats.confidences.detach().mean()} | (
+            {"known_flips": known.mean()} if len(known) else {}
+        )
+
+    def weigh(self, stats):
+        return Weighted(self.weights(stats), self.metrics(stats))
+
+
+def weighing(**methods):
+    return dataclass(frozen=True)(type("Broken", (GoodWeighing,), {"__doc__": "Broken.", **methods}))
+
+
+def reporting(**metrics):
+    return weighing(metrics=lambda self, stats: {k: v(stats) if callable(v) else v for k, v in metrics.items()})
+
+
 def without_neutral(base):
     def missing(cls):
         return 3
@@ -115,4 +151,19 @@ BROKEN = [
     ("reweighter", "permutation-equivariant", reweighter(lambda stats: torch.arange(len(stats.losses)).float())),
     ("reweighter", "neutral", reweighter(lambda stats: stats.confidences)),
     ("reweighter", "neutral", without_neutral(Uniform)),
+    ("reweighter", "dataset-interval", weighing(needs=Needs(dataset_every=-1.0))),
+    ("reweighter", "dataset-interval", weighing(needs=Needs(dataset_every=float("nan")))),
+    ("reweighter", "weigh-agrees", weighing(weigh=lambda self, stats: Weighted(2 * self.weights(stats)))),
+    ("reweighter", "weigh-agrees", weighing(weigh=lambda self, stats: (self.weights(stats), {}))),
+    ("reweighter", "weigh-metrics", reporting(share=float("nan"))),
+    ("reweighter", "weigh-metrics", reporting(share=lambda stats: stats.flipped.mean())),
+    (
+        "reweighter",
+        "weigh-metrics",
+        reporting(spread=lambda stats: stats.losses.var(correction=0) / (len(stats.losses) - 1)),
+    ),
+    ("reweighter", "weigh-metrics", reporting(all_of_them=lambda stats: stats.losses)),
+    ("reweighter", "weigh-metrics", reporting(**{"": 1.0})),
+    ("reweighter", "weigh-metrics", reporting(loss=1.0)),
+    ("reweighter", "weigh-metrics", reporting(method="kl")),
 ]

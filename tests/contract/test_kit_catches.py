@@ -37,6 +37,7 @@ def test_every_line_of_every_contract_has_a_component_that_breaks_it():
     [
         ("scorer", broken_curation.GoodScorer),
         ("transform", broken_training.GoodTransform),
+        ("reweighter", broken_training.GoodWeighing),
         ("source", broken_generation.GoodSource),
         ("selector", broken_curation.Selecting),
     ],

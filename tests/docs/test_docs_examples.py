@@ -11,14 +11,18 @@ import typer
 import yaml
 from doc_pages import ROOT, blocks, names
 
-from sera_core import configfile
+from sera_core import ablation, configfile
+from sera_core.ablate import check_arms
+from sera_core.ablation import make_ablation
 from sera_core.catalog import load_catalog
 from sera_core.cli import app
 from sera_core.data.formats import RowOptions, text_pairs
 from sera_core.errors import ConfigError
 from sera_core.plan import make_plan
 
-CONFIGS = [block for block in blocks("yaml") if not (block.mark or "").endswith("-defaults")]
+WHOLE = [block for block in blocks("yaml") if not (block.mark or "").endswith("-defaults")]
+ABLATIONS = [block for block in WHOLE if "\nbase:" in block.text]
+CONFIGS = [block for block in WHOLE if block not in ABLATIONS]
 COMMANDS = [(str(block), line) for block in blocks("console") for line in block.text.splitlines()]
 RUNS = [line for _, line in COMMANDS if line.startswith("sera run ")]
 
@@ -40,6 +44,17 @@ def test_configurations_plan(block, catalog, tmp_path):
     path.write_text(block.text, encoding="utf-8")
     plan = make_plan(settings(path), catalog)
     assert plan.config.name == yaml.safe_load(block.text)["name"]
+
+
+@pytest.mark.parametrize("block", ABLATIONS, ids=str)
+def test_ablations_plan(block):
+    check_arms(make_ablation(yaml.safe_load(block.text), ROOT))
+
+
+@pytest.mark.parametrize("name", ablation.presets())
+def test_shipped_ablations_plan_and_are_documented(name):
+    check_arms(ablation.read_ablation(ablation.locate_ablation(name)))
+    assert f"`{name}`" in (ROOT / "docs" / "ablations.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
@@ -87,6 +102,8 @@ def test_example_rows_are_usable(block):
 @pytest.mark.parametrize(("where", "line"), COMMANDS)
 def test_commands_exist(where, line):
     program, *arguments = shlex.split(line)
+    if program in {"accelerate", "torchrun"}:
+        program, arguments = "sera", arguments[arguments.index("sera_core") + 1 :]
     if program == "make":
         assert re.search(rf"^{arguments[0]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     elif program == "sera":

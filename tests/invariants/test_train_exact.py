@@ -45,6 +45,9 @@ ALGEBRAS = {
     "orpo": lambda: cases.algebra(ORPO()),
     "ipo cdpo": lambda: cases.algebra(IPO(), Constant(0.2)),
     "whole batch": lambda: cases.algebra(reweighter=cases.Softmax()),
+    "told": lambda: cases.algebra(smoother=Constant(0.2), reweighter=cases.Telling()),
+    "dataset": lambda: cases.algebra(reweighter=cases.Telling(every=0.6)),
+    "dataset stateful": lambda: cases.algebra(smoother=cases.MovingThreshold(), reweighter=cases.Telling(every=1.0)),
     "stateful": lambda: cases.algebra(smoother=cases.MovingThreshold()),
 }
 
@@ -55,13 +58,16 @@ def test_accumulation_does_not_change_the_run(tmp_path, name):
     common = {"optim": "sgd", "learning_rate": 0.05}
     split = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
     uneven = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 8}
-    whole = trained(tmp_path / "8x1", training=common, algebra=ALGEBRAS[name]())
-    assert_same_run(whole, trained(tmp_path / "1x8", training=common | split, algebra=ALGEBRAS[name]()))
-    if name not in ("dpo", "whole batch"):
+
+    def run(folder, **fields):
+        pairs = cases.make_pairs(20, flipped=(True, False, None))
+        return trained(tmp_path / folder, training=common | fields, algebra=ALGEBRAS[name](), pairs=pairs)
+
+    assert_same_run(run("8x1"), run("1x8", **split))
+    if name not in ("dpo", "told", "dataset"):
         return
     # 3 x 8 over 20 pairs in one step: micro-batches of 3 and one of 2 weigh by their pairs.
-    one = trained(tmp_path / "24", training=common | {"per_device_train_batch_size": 24}, algebra=ALGEBRAS[name]())
-    assert_same_run(one, trained(tmp_path / "3x8", training=common | uneven, algebra=ALGEBRAS[name]()))
+    assert_same_run(run("24", per_device_train_batch_size=24), run("3x8", **uneven))
 
 
 def test_accumulation_does_not_change_an_adamw_run(tmp_path):

@@ -21,7 +21,7 @@ def run(*command):
         [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=100,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -31,7 +31,7 @@ def run(*command):
 def test_two_ranks_train_what_one_trains(tmp_path):
     run(SCRIPT, tmp_path / "one", 8, 1)
     run(*TORCHRUN, SCRIPT, tmp_path / "two", 2, 2)
-    for name in ("dpo", "orpo", "whole", "lora"):
+    for name in ("dpo", "orpo", "whole", "told", "dataset", "long", "lora"):
         one, two = tmp_path / "one" / name, tmp_path / "two" / name
         weights, others = (load_file(folder / "model" / "model.safetensors") for folder in (one, two))
         for key, value in weights.items():
@@ -42,3 +42,13 @@ def test_two_ranks_train_what_one_trains(tmp_path):
         assert len(records) == len(other_records) == 6
         for record, other in zip(records, other_records, strict=True):
             assert record == pytest.approx(other, rel=1e-4, abs=1e-4)
+    for name in ("whole", "dataset"):
+        # Every rank keeps the state it would have alone: a filler leaves no trace.
+        (one,) = (json.loads(path.read_text()) for path in (tmp_path / "one" / name).glob("smoother-*.json"))
+        states = [json.loads((tmp_path / "two" / name / f"smoother-{rank}.json").read_text()) for rank in (0, 1)]
+        assert states[0] == states[1] == pytest.approx(one, abs=1e-6)
+    (first, *rest) = [
+        json.loads(line) for line in (tmp_path / "two" / "dataset" / "steps.jsonl").read_text().splitlines()
+    ]
+    assert first["seen"] == 17
+    assert [record["reweighted_at"] for record in rest] == [1, 3, 3, 5, 5]

@@ -41,6 +41,10 @@ def results(tmp_path_factory):
         ("full", "mid-delete", 0),
         ("lora", "step 5", 4),
         ("lora", "mid-save", 6),
+        ("dataset", "step 3", 2),
+        ("dataset", "step 5", 4),
+        ("dataset", "step 6", 4),
+        ("dataset", "mid-save", 6),
     ],
 )
 def test_killed_and_continued_gives_the_same_bytes(results, kind, moment, resumed):
@@ -51,5 +55,5 @@ def test_killed_and_continued_gives_the_same_bytes(results, kind, moment, resume
     assert killed["left"] == whole["left"] == ["model", "steps.jsonl"]
 
 
-def test_the_two_recipes_differ(results):
-    assert results["full None"]["digests"] != results["lora None"]["digests"]
+def test_the_recipes_differ(results):
+    assert len({tuple(results[f"{kind} None"]["digests"]) for kind in ("full", "lora", "dataset")}) == 3

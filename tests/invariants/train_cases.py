@@ -16,7 +16,7 @@ from sera_core.builtin.smoothers import NoSmoothing
 from sera_core.builtin.uniform import Uniform
 from sera_core.models.logps import Group, group_logps
 from sera_core.protocols import Needs
-from sera_core.records import Pair, Pairs, Prompt, Response, TextPrompt
+from sera_core.records import Pair, Pairs, Prompt, Response, TextPrompt, Weighted
 from sera_core.train.run import TrainRequest
 from sera_core.train.step import Algebra
 
@@ -63,7 +63,8 @@ def make_pairs(count=20, seed=0, flipped=None):
     for i in range(count):
         prompt = Prompt(f"p{i}", ids(2, 7), TextPrompt(f"p{i}", "text"))
         chosen, rejected = (Response(prompt, ids(1, 9), "", "given", "offline") for _ in range(2))
-        pairs.append(Pair(f"pair{i}", chosen, rejected, "test", "hash", flipped=flipped))
+        known = flipped[i % len(flipped)] if isinstance(flipped, tuple) else flipped
+        pairs.append(Pair(f"pair{i}", chosen, rejected, "test", "hash", flipped=known))
     return Pairs(tuple(pairs))
 
 
@@ -86,6 +87,21 @@ class Softmax:
 
     def weights(self, stats):
         return torch.softmax(stats.losses / self.tau, 0) * len(stats.losses)
+
+
+@dataclasses.dataclass(frozen=True)
+class Telling(Softmax):
+    """Softmax that says what it saw; with `every`, of the whole training set."""
+
+    every: float = 0.0
+
+    @property
+    def needs(self):
+        return Needs(whole_batch=self.every == 0, dataset_every=self.every)
+
+    def weigh(self, stats):
+        seen = {"seen": len(stats.losses), "hardest": stats.losses.max(), "progress_seen": stats.progress}
+        return Weighted(self.weights(stats), seen)
 
 
 @dataclasses.dataclass

@@ -19,6 +19,7 @@ from sera_core.train.lora import LoraOptions
 KILLS = {
     "full": ("step 1", "step 2", "step 4", "step 5", "mid-checkpoint", "sealed", "mid-save", "replaced", "mid-delete"),
     "lora": ("step 5", "mid-save"),
+    "dataset": ("step 3", "step 5", "step 6", "mid-save"),
 }
 
 
@@ -39,7 +40,18 @@ def requests(folder):
         checkpoint_every=2,
     )
     lora = cases.request(folder, lora=LoraOptions(r=2, dropout=0.1), training=training, checkpoint_every=2)
-    return {"full": full, "lora": lora}
+    dropout = {"load_model": lambda: cases.tiny_model(attention_dropout=0.3), "keep_dropout": True}
+    # Measured before steps 1, 4 and 7, between which there are checkpoints.
+    dataset = cases.request(
+        folder,
+        policy_is_reference=False,
+        algebra=cases.algebra(smoother=cases.MovingThreshold(), reweighter=cases.Telling(every=0.75)),
+        pairs=cases.make_pairs(flipped=(True, False, None)),
+        training=training,
+        checkpoint_every=2,
+        **dropout,
+    )
+    return {"full": full, "lora": lora, "dataset": dataset}
 
 
 def arm(moment):

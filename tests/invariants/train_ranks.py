@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -16,8 +17,18 @@ RECIPES = {
     "dpo": dict,
     "orpo": lambda: {"algebra": cases.algebra(ORPO())},
     "whole": lambda: {"algebra": cases.algebra(smoother=cases.MovingThreshold(), reweighter=cases.Softmax())},
+    "told": lambda: {"algebra": cases.algebra(reweighter=cases.Telling()), "pairs": mixed()},
+    "dataset": lambda: {
+        "algebra": cases.algebra(smoother=cases.MovingThreshold(), reweighter=cases.Telling(every=0.6)),
+        "pairs": mixed(),
+    },
+    "long": lambda: {"algebra": cases.algebra(reweighter=cases.Telling()), "token_budget": 20},
     "lora": lambda: {"lora": LoraOptions(r=2)},
 }
+
+
+def mixed():
+    return cases.make_pairs(17, flipped=(True, False, None))
 
 
 def main(root, size, accumulate):
@@ -25,8 +36,13 @@ def main(root, size, accumulate):
     training["gradient_accumulation_steps"] = accumulate
     for name, changes in RECIPES.items():
         # 17 pairs: the last effective batch holds one pair, so that a second rank has none.
-        request = cases.request(root / name, pairs=cases.make_pairs(17), training=training, **changes())
+        changed = {"pairs": cases.make_pairs(17)} | changes()
+        request = cases.request(root / name, training=training, **changed)
         result = train(request, cases.ignore)
+        smoother = request.algebra.smoother
+        if isinstance(smoother, cases.MovingThreshold):
+            rank = os.environ.get("RANK", "0")
+            (root / name / f"smoother-{rank}.json").write_text(json.dumps(smoother.state_dict()))
         assert json.loads(result.steps_file.read_text().splitlines()[-1])["pairs"] == 1.0
 
 

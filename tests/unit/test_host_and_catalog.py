@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from sera_core import host
-from sera_core.catalog import Catalog, load_catalog
+from sera_core.catalog import PROVIDED_ELSEWHERE, Catalog, load_catalog
 from sera_core.errors import ConfigError, PluginLoadError
 from sera_core.hookspecs import hookimpl
 from sera_core.host import build_manager
@@ -63,10 +63,28 @@ def test_unknown_names_and_options_suggest():
         catalog.build("scorer", "mine", {"strength": "much"})
 
 
-def test_a_missing_plugin_is_named(monkeypatch):
+@pytest.mark.parametrize(
+    ("role", "name", "distribution"),
+    [
+        ("scorer", "irm", "sera-plugin-irm"),
+        ("reweighter", "wasserstein", "sera-plugin-dro"),
+        ("reweighter", "wasserstein_discrete", "sera-plugin-dro"),
+        ("reweighter", "kl", "sera-plugin-dro"),
+        ("reweighter", "chi2", "sera-plugin-dro"),
+        ("reweighter", "cvar", "sera-plugin-dro"),
+        ("reweighter", "dr_dpo", "sera-plugin-dro"),
+        ("smoother", "label_flip", "sera-plugin-dro"),
+    ],
+)
+def test_a_missing_plugin_is_named(monkeypatch, role, name, distribution):
     monkeypatch.setenv("SERA_PLUGINS", "")
-    with pytest.raises(ConfigError, match="pip install sera-plugin-irm"):
-        load_catalog().entry("scorer", "irm")
+    with pytest.raises(ConfigError, match=f"'{name}' is provided by {distribution}: pip install {distribution}\\."):
+        load_catalog().entry(role, name)
+
+
+def test_every_name_provided_elsewhere_is_registered_by_that_distribution():
+    found = {entry.name: entry.distribution for entry in load_catalog().entries() if entry.plugin in ("irm", "dro")}
+    assert found == dict(PROVIDED_ELSEWHERE)
 
 
 def test_name_collisions_name_both_parties():

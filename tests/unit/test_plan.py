@@ -1,5 +1,7 @@
 """Planning: names resolved, schedules applied, and everything that could not be honoured refused."""
 
+import dataclasses
+
 import pytest
 
 from sera_core import configfile
@@ -7,6 +9,8 @@ from sera_core.catalog import load_catalog
 from sera_core.configfile import merge, override
 from sera_core.errors import ConfigError
 from sera_core.plan import make_plan
+from sera_core.plancheck import check_plan
+from sera_core.protocols import Needs
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +163,37 @@ REFUSALS = {
 def test_refusals(catalog, name, overrides, words):
     with pytest.raises(ConfigError, match=words):
         make_plan(preset(name, *overrides), catalog)
+
+
+class AsksForDataset:
+    needs = Needs(dataset_every=0.5)
+
+
+@pytest.mark.parametrize(
+    ("where", "place"),
+    [
+        ("source", lambda plan, asks: dataclasses.replace(plan, source=asks)),
+        ("evaluation.judge", lambda plan, asks: dataclasses.replace(plan, judge=asks)),
+        ("objective.loss", lambda plan, asks: in_objective(plan, loss=asks)),
+        ("objective.smoother", lambda plan, asks: in_objective(plan, smoother=asks)),
+        ("objective.transforms", lambda plan, asks: in_objective(plan, transforms=(asks,))),
+        ("offline.scorer", lambda plan, asks: in_iteration(plan, "offline", scorer=asks)),
+        ("generated.labeler", lambda plan, asks: in_iteration(plan, "generated", labeler=asks)),
+    ],
+)
+def test_only_a_reweighter_measures_the_training_set(catalog, where, place):
+    plan = make_plan(preset("sera-dpo"), catalog)
+    asks = type("Asks", (), {**vars(AsksForDataset), "provides": plan.source.provides})()
+    with pytest.raises(ConfigError, match=f"{where}: Asks asks for measurements of the whole training set every 0.5"):
+        check_plan(place(plan, asks))
+    check_plan(in_objective(plan, reweighter=asks))
+
+
+def in_iteration(plan, section, **parts):
+    last = plan.iterations[-1]
+    changed = dataclasses.replace(last, **{section: dataclasses.replace(getattr(last, section), **parts)})
+    return dataclasses.replace(plan, iterations=(*plan.iterations[:-1], changed))
+
+
+def in_objective(plan, **parts):
+    return in_iteration(plan, "objective", **parts)

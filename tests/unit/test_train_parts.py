@@ -81,6 +81,7 @@ def test_collation_keeps_ids_references_and_flips():
     assert batch.chosen_reference.tolist() == [-2.5, -1.5]
     assert batch.rejected_reference.dtype == torch.float32
     assert batch.groups[0].responses[1].tolist() == [5]
+    assert batch.indices.tolist() == [1, 0]
     assert batch.flipped[1].item() == 1
     assert bool(batch.flipped[0].isnan())
     assert batch.pairs == 2
@@ -125,7 +126,7 @@ def test_unusable_data_is_refused(pairs, reference, message):
         ({"data_seed": 1.5}, "data_seed must be a whole number"),
         ({"tf32": "yes"}, "tf32 must be true or false"),
         ({"use_cpu": True}, "scoring and generation would still use the GPU.*CUDA_VISIBLE_DEVICES="),
-        ({"ddp_timeout": 5}, "a run is one process"),
+        ({"ddp_timeout": 5}, "Sera connects the processes itself"),
         ({"bf16": "yes"}, "bf16 must be true or false, got 'yes'"),
         ({"per_device_train_batch_size": 0}, "per_device_train_batch_size must be at least 1"),
         ({"gradient_accumulation_steps": 1.5}, "must be a whole number, got 1.5"),
@@ -379,6 +380,9 @@ class Part:
         ((Part(), (), Part(Needs(token_logits=True)), Part()), False, "smoother Part needs token logits"),
         ((Part(Needs(reference=True)), (), Part(), Part()), False, "objective Part needs reference"),
         ((Part(), (), Part(), Part()), True, "no component uses them"),
+        ((Part(), (), Part(Needs(dataset_every=1.0)), Part()), False, "smoother Part asks for.*every 1 epochs. Only a"),
+        ((Part(), (), Part(), Part(Needs(dataset_every=-0.5))), False, "reweighter Part asks for.*every -0.5 epochs"),
+        ((Part(), (), Part(), Part(Needs(dataset_every=float("inf")))), False, "finite number above 0"),
     ],
 )
 def test_needs_that_cannot_be_met_are_refused(parts, has_reference, message):

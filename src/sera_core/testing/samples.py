@@ -119,8 +119,14 @@ def pair_batch(needs: Needs, *, seed: int = 3) -> PairBatch:
     return PairBatch(pair_logps(seed=seed), progress=0.5, iteration=1, prefixed=prefixed)
 
 
-def batch_stats(count: int = COUNT) -> BatchStats:
-    """Statistics of `count` pairs, as the dpo objective with beta 0.5 would give them."""
+def batch_stats(count: int = COUNT, *, known: bool = False) -> BatchStats:
+    """Statistics of `count` pairs, as the dpo objective with beta 0.5 would give them.
+
+    With `known` flips every other label is known: wrong, right, wrong and so on. Otherwise none is.
+    """
     margins = torch.linspace(-4.0, 5.0, count)[torch.randperm(count, generator=torch.Generator().manual_seed(5))]
     confidences = torch.sigmoid(0.5 * margins)
-    return BatchStats(margins, confidences, -confidences.log(), torch.full((count,), torch.nan), progress=0.5)
+    flipped = torch.full((count,), torch.nan)
+    if known:
+        flipped[::2] = (torch.arange(len(flipped[::2])) % 2 == 0).to(flipped.dtype)
+    return BatchStats(margins, confidences, -confidences.log(), flipped, progress=0.5)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 
+from sera_core.errors import ModelError
 from sera_core.protocols import Reweighter, Smoother, Transform
-from sera_core.records import BatchStats
+from sera_core.records import BatchStats, Weighted
 from sera_core.testing import samples
-from sera_core.testing.contract import Property, require
+from sera_core.testing.contract import ContractError, Property, example_of, require
+from sera_core.train.weighing import plain_metrics
 
 ORDER = torch.tensor([3, 0, 5, 1, 4, 2])
 
@@ -128,6 +131,33 @@ def _weights_neutral(reweighter: Reweighter) -> None:
     require(bool((weights == 1).all()), f"the neutral setting must give ones, got {weights}")
 
 
+def _weigh_agrees(reweighter: Reweighter) -> None:
+    for stats in (samples.batch_stats(), samples.batch_stats(known=True), samples.batch_stats(1)):
+        # Two components, in case asking one of them moves its state.
+        asked, told = example_of(type(reweighter)), example_of(type(reweighter)).weigh(stats)
+        require(isinstance(told, Weighted), f"weigh must return a Weighted, got {told!r}")
+        weights = asked.weights(stats)
+        require(torch.equal(told.weights, weights), f"weigh gives {told.weights}, weights gives {weights}")
+
+
+def _weigh_metrics(reweighter: Reweighter) -> None:
+    for stats in (samples.batch_stats(), samples.batch_stats(known=True), samples.batch_stats(1)):
+        for chosen in (example_of(type(reweighter)), _neutral(reweighter)):
+            try:
+                plain_metrics(chosen, chosen.weigh(stats).metrics)
+            except ModelError as error:
+                raise ContractError(str(error)) from error
+
+
+def _says_how(factory: type[Any]) -> bool:
+    return hasattr(factory, "weigh")
+
+
+def _dataset_interval(reweighter: Reweighter) -> None:
+    every = reweighter.needs.dataset_every
+    require(0 <= every < math.inf, f"needs.dataset_every must be 0 or a finite number of epochs above it, got {every}")
+
+
 TRANSFORM = (
     Property("keeps-shape", _transform_shape),
     Property("neutral", _transform_neutral),
@@ -144,4 +174,7 @@ REWEIGHTER = (
     Property("no-gradient", _weights_no_gradient),
     Property("permutation-equivariant", _weights_equivariant),
     Property("neutral", _weights_neutral),
+    Property("dataset-interval", _dataset_interval),
+    Property("weigh-agrees", _weigh_agrees, _says_how),
+    Property("weigh-metrics", _weigh_metrics, _says_how),
 )

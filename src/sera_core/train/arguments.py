@@ -51,6 +51,8 @@ _FIXED: Mapping[str, Any] = MappingProxyType(
         "dataloader_drop_last": False,
         "dataloader_pin_memory": False,
         "ddp_find_unused_parameters": False,
+        # Buffers never change, and ranks may need different numbers of forward passes: to send them would hang.
+        "ddp_broadcast_buffers": False,
     }
 )
 

@@ -28,8 +28,12 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingPair:
-    """A pair with its stored reference log-probs: natural-log sums, (chosen, rejected), None without a reference."""
+    """A pair with its stored reference log-probs: natural-log sums, (chosen, rejected), None without a reference.
 
+    `index` is its place in the training set.
+    """
+
+    index: int
     pair: Pair
     reference: tuple[float, float] | None
     counted: bool = True
@@ -39,10 +43,12 @@ class TrainingPair:
 class PairInputs:
     """A micro-batch of b pairs. `groups[i]` holds prompt, chosen and rejected ids of pair i.
 
-    References are float32 [b] or None. `flipped` float32 [b] is nan where unknown. `counted` is false when the
-    micro-batch is a filler. `slot` is its number within the effective batch.
+    `indices` int64 [b] are their places in the training set. References are float32 [b] or None. `flipped` float32 [b]
+    is nan where unknown. `counted` is false when the micro-batch is a filler. `slot` is its number within the effective
+    batch.
     """
 
+    indices: Tensor
     ids: tuple[str, ...]
     groups: tuple[Group, ...]
     chosen_reference: Tensor | None
@@ -61,6 +67,7 @@ class PairInputs:
         chosen, rejected = self.chosen_reference, self.rejected_reference
         return replace(
             self,
+            indices=self.indices.to(device),
             chosen_reference=None if chosen is None else chosen.to(device),
             rejected_reference=None if rejected is None else rejected.to(device),
             flipped=self.flipped.to(device),
@@ -98,7 +105,7 @@ class PairDataset(Dataset[TrainingPair]):
         reference = None
         if self._reference is not None:
             reference = float(self._reference[0][draw.pair]), float(self._reference[1][draw.pair])
-        return TrainingPair(self._pairs[draw.pair], reference, draw.counted)
+        return TrainingPair(draw.pair, self._pairs[draw.pair], reference, draw.counted)
 
 
 class EpochBatches(Sampler[list[Draw]]):
@@ -132,6 +139,7 @@ def collate(items: Sequence[TrainingPair]) -> PairInputs:
     columns = torch.tensor(references, dtype=torch.float32).T if references else None
     flipped = [float("nan") if pair.flipped is None else float(pair.flipped) for pair in pairs]
     return PairInputs(
+        indices=torch.tensor([item.index for item in items]),
         ids=tuple(pair.id for pair in pairs),
         groups=tuple(Group(pair.prompt.ids, (pair.chosen.ids, pair.rejected.ids)) for pair in pairs),
         chosen_reference=None if columns is None else columns[0].contiguous(),

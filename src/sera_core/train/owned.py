@@ -10,9 +10,11 @@ _NO_EVALUATION = "Sera evaluates after each iteration, with its own judges"
 _EVERY_STEP = "Sera records every optimiser step"
 _NO_HUB = "a run writes local folders only; upload the final model afterwards"
 _OWN_BATCHES = "Sera builds the batches of pairs itself"
-_NOT_SHARDED = "a run is one process and does not shard a model; where memory is short, train an adapter (lora)"
+_NOT_SHARDED = "a run does not shard a model; where memory is short, train an adapter (lora)"
 _NOT_COMPILED = "compiled training is not supported"
-_ONE_PROCESS = "a run is one process"
+_LAUNCHER = "the launcher says which process this is"
+_OWN_RANKS = "Sera connects the processes itself: nccl between GPUs, gloo between CPUs"
+_SAME_SUMS = "Sera sets how gradients are summed over processes, so that it does not differ between runs"
 _OWN_OUTPUT = "Sera reports progress and problems itself"
 
 OWNED: Mapping[str, str] = MappingProxyType(
@@ -82,13 +84,13 @@ OWNED: Mapping[str, str] = MappingProxyType(
         "fsdp_config": _NOT_SHARDED,
         "deepspeed": _NOT_SHARDED,
         "parallelism_config": _NOT_SHARDED,
-        "local_rank": _ONE_PROCESS,
-        "ddp_find_unused_parameters": _ONE_PROCESS,
-        "ddp_bucket_cap_mb": _ONE_PROCESS,
-        "ddp_broadcast_buffers": _ONE_PROCESS,
-        "ddp_static_graph": _ONE_PROCESS,
-        "ddp_backend": _ONE_PROCESS,
-        "ddp_timeout": _ONE_PROCESS,
+        "local_rank": _LAUNCHER,
+        "ddp_find_unused_parameters": _SAME_SUMS,
+        "ddp_bucket_cap_mb": _SAME_SUMS,
+        "ddp_broadcast_buffers": _SAME_SUMS,
+        "ddp_static_graph": _SAME_SUMS,
+        "ddp_backend": _OWN_RANKS,
+        "ddp_timeout": _OWN_RANKS,
         "log_level": _OWN_OUTPUT,
         "log_level_replica": _OWN_OUTPUT,
         "log_on_each_node": _OWN_OUTPUT,

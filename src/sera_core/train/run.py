@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -27,6 +28,7 @@ from sera_core.protocols import Progress, Stateful
 from sera_core.records import Pairs, StepRecord
 from sera_core.train.arguments import build_arguments
 from sera_core.train.batch import PairDataset, Reference
+from sera_core.train.callbacks import Announce
 from sera_core.train.checkpoint import (
     Checkpoints,
     StepFile,
@@ -35,11 +37,13 @@ from sera_core.train.checkpoint import (
     restore_components,
 )
 from sera_core.train.checks import check_moved, check_trainable, disable_dropout, sample_parameters
+from sera_core.train.dataset_weights import DatasetWeights
 from sera_core.train.lora import LoraOptions, merge, wrap_lora
 from sera_core.train.precision import cast_back, cast_to_master, set_precision
 from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra
-from sera_core.train.trainer import Announce, PairTrainer
+from sera_core.train.trainer import PairTrainer
+from sera_core.train.weighing import weighs_dataset
 
 _FEWEST_STEPS_BETWEEN = 10
 
@@ -131,6 +135,12 @@ def check_needs(algebra: Algebra, has_reference: bool) -> None:
             raise ConfigError(f"The {role} {name} needs {what}, which training does not compute. Choose another one.")
         if component.needs.reference and not has_reference:
             raise ConfigError(f"The {role} {name} needs reference log-probs, and none were given.")
+        every = component.needs.dataset_every
+        if every and (role != "reweighter" or not 0 < every < math.inf):
+            raise ConfigError(
+                f"The {role} {name} asks for measurements of the training set every {every:g} epochs. Only a "
+                "reweighter may, and with a finite number above 0. Choose another one."
+            )
     if has_reference and not any(component.needs.reference for component in parts.values()):
         raise ConfigError(
             f"Reference log-probs were given, but no component uses them ({type(algebra.objective).__name__} has no "
@@ -152,10 +162,11 @@ def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Trai
     keep = checkpoint.steps_bytes if checkpoint else 0
     with StepFile(steps_path, keep) if arguments.should_save else nullcontext() as steps:
         model, start = _start(request, arguments)
-        trainer = _trainer(request, arguments, dataset, start, steps, on_step, model)
+        weights = _dataset_weights(request, arguments, len(dataset))
+        trainer = _trainer(request, arguments, dataset, start, steps, on_step, model, weights)
         try:
             if checkpoint is not None:
-                restore_components(checkpoint, _stateful(request.algebra))
+                restore_components(checkpoint, _stateful(request.algebra, weights))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
             done, metrics = trainer.state.global_step, trainer.last_metrics
         finally:
@@ -202,11 +213,12 @@ def _trainer(
     steps: StepFile | None,
     on_step: Callable[[StepRecord], None],
     model: PreTrainedModel,
+    weights: DatasetWeights | None,
 ) -> PairTrainer:
     """The trainer of `model`, with its checkpoints and observers."""
     every = request.checkpoint_every or _quarter_epoch(arguments, len(dataset))
     callbacks: list[TrainerCallback] = [
-        Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra))
+        Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra, weights))
     ]
     if request.progress is not None:
         callbacks.append(Announce(request.progress))
@@ -228,6 +240,7 @@ def _trainer(
         callbacks=callbacks,
         dtype=start.dtype,
         token_budget=request.token_budget,
+        dataset_weights=weights,
     )
     # Trainer switches the cache off in the configuration, which would slow down whoever loads the saved model.
     model.config.use_cache = use_cache
@@ -236,16 +249,30 @@ def _trainer(
 
 def _quarter_epoch(arguments: TrainingArguments, pairs: int) -> int:
     """Optimiser steps between checkpoints: a quarter of an epoch, but not fewer than ten."""
-    batch: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-    return max(_FEWEST_STEPS_BETWEEN, -(-pairs // (4 * batch)))
+    return max(_FEWEST_STEPS_BETWEEN, -(-pairs // (4 * _effective_batch(arguments))))
 
 
-def _stateful(algebra: Algebra) -> dict[str, Stateful]:
-    """The components of `algebra` that keep a state, by role."""
+def _effective_batch(arguments: TrainingArguments) -> int:
+    """Pairs of a full optimiser step."""
+    pairs: int = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+    return pairs
+
+
+def _dataset_weights(request: TrainRequest, arguments: TrainingArguments, pairs: int) -> DatasetWeights | None:
+    """The weights of all `pairs`, where the reweighter weighs the whole training set."""
+    if not weighs_dataset(request.algebra.reweighter):
+        return None
+    steps_per_epoch = -(-pairs // _effective_batch(arguments))
+    return DatasetWeights(pairs, max(1, round(request.algebra.reweighter.needs.dataset_every * steps_per_epoch)))
+
+
+def _stateful(algebra: Algebra, weights: DatasetWeights | None) -> dict[str, Stateful]:
+    """What of `algebra` keeps a state, by role, and the `weights` of the training set."""
     parts: dict[str, Any] = {
         "objective": algebra.objective,
         "smoother": algebra.smoother,
         "reweighter": algebra.reweighter,
+        "dataset weights": weights,
     }
     parts |= {f"transform {i}": transform for i, transform in enumerate(algebra.transforms)}
     return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

@@ -7,24 +7,30 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
 from sera_core.errors import ModelError, StoreError
 from sera_core.models.logps import default_budget, group_logps
-from sera_core.protocols import Progress
 from sera_core.records import PairBatch, PairLogps, StepRecord
-from sera_core.train.batch import EpochBatches, PairDataset, PairInputs, collate
+from sera_core.train.batch import Draw, EpochBatches, PairDataset, PairInputs, collate
+from sera_core.train.callbacks import FollowEpoch
 from sera_core.train.checks import check_finite, check_margins_zero, check_reference
-from sera_core.train.effective import Fixed, Part, fix, needs_whole_batch
+from sera_core.train.dataset_weights import DatasetWeights
+from sera_core.train.effective import Fixed, Moment, Part, fix, gather, needs_whole_batch, weigh_dataset
 from sera_core.train.lora import adapter_off
 from sera_core.train.metrics import micro_sums, step_metrics
 from sera_core.train.seeds import training_seed
-from sera_core.train.step import Algebra, batch_stats, pair_losses, reduce
+from sera_core.train.step import Algebra, PairLosses, batch_stats, pair_losses, reduce
+from sera_core.train.weighing import weigh, weighs_dataset, weighs_whole_batch
+
+# Pairs passed on at once while the whole training set is measured; forward passes are cut by the token budget.
+_MEASURED_TOGETHER = 512
 
 
 class PairTrainer(Trainer):
@@ -34,7 +40,7 @@ class PairTrainer(Trainer):
     split into. `on_step` gets one record per optimiser step on the main process. With `policy_is_reference` the first
     effective batch is checked: margins exactly 0, stored reference log-probs equal to live ones up to rounding.
     `dtype` is what the stored ones were measured in (default: the model's). `token_budget` is that of `group_logps`,
-    None the device's default.
+    None the device's default. `dataset_weights` are there exactly when the reweighter weighs the whole training set.
 
     Raises (from `train`):
         ModelError: a failed check, or a loss or gradient that is not finite.
@@ -55,18 +61,20 @@ class PairTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         dtype: torch.dtype | None = None,
         token_budget: int | None = None,
+        dataset_weights: DatasetWeights | None = None,
     ) -> None:
         seed = args.seed if args.data_seed is None else training_seed(args.data_seed, iteration)
         self._order = EpochBatches(
             len(dataset), args.per_device_train_batch_size, seed, args.process_index, args.world_size
         )
         super().__init__(
-            model=model, args=args, train_dataset=dataset, callbacks=[*callbacks, _FollowEpoch(self._order)]
+            model=model, args=args, train_dataset=dataset, callbacks=[*callbacks, FollowEpoch(self._order)]
         )
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
         self.policy = model
         self._algebra, self._iteration, self._on_step = algebra, iteration, on_step
+        self._dataset, self._dataset_weights = dataset, dataset_weights
         self._dtype: torch.dtype = dtype or model.dtype
         self._budget = default_budget(args.device) if token_budget is None else token_budget
         self._check_start = policy_is_reference and algebra.objective.needs.reference
@@ -75,6 +83,7 @@ class PairTrainer(Trainer):
         self._live: list[PairInputs] = []
         self._fixed: list[Fixed | None] = []
         self._rows: list[Tensor] = []
+        self._reported: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Micro-batches of this rank. Accelerate would repeat pairs to even out the ranks; the order here does not."""
@@ -111,23 +120,20 @@ class PairTrainer(Trainer):
         if num_items_in_batch is None or return_outputs:
             raise NotImplementedError("PairTrainer only trains: it has neither outputs nor an evaluation loop.")
         if inputs.slot == 0:
-            self._open_step(model)
-        inputs = self._live[inputs.slot]
-        fixed = self._fixed[inputs.slot]
+            self._open_step()
+        inputs, fixed = self._live[inputs.slot], self._fixed[inputs.slot]
         logps = self._logps(model, inputs)
+        if not inputs.counted:
+            # Its forward pass keeps the ranks in step; a component that saw it might remember it.
+            return (logps.chosen_policy.sum() + logps.rejected_policy.sum()) * 0.0
         split = None if fixed is None else (fixed.keep, fixed.flip)
         result = pair_losses(self._algebra, PairBatch(logps, self._progress(), self._iteration), split)
         if self._first_step():
             self._check_first(inputs, logps, result.base_margins)
         check_finite(result.losses.detach(), self.state.global_step + 1, inputs.ids)
-        if fixed is None:
-            weights = self._algebra.reweighter.weights(batch_stats(result, inputs.flipped, self._progress())).detach()
-        else:
-            weights = fixed.weights
+        weights = self._weights(inputs, result, fixed)
+        self._rows.append(micro_sums(result, logps, weights, inputs.flipped))
         loss: Tensor = reduce(result, weights, num_items_in_batch) * self.args.world_size
-        if not inputs.counted:
-            return loss * 0.0
-        self._rows.append(micro_sums(result, logps, weights))
         return loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -177,30 +183,66 @@ class PairTrainer(Trainer):
         """Leave the micro-batch as it is: `_open_step` moves the whole effective batch."""
         return inputs
 
-    def _open_step(self, model: nn.Module) -> None:
-        """Before the first micro-batch: live references at the start, and what the effective batch decides.
+    def _open_step(self) -> None:
+        """Before the first micro-batch: live references at the start, and what is decided for many pairs at once.
 
-        It happens here and not while fetching because a resumed run restores its random state in between.
+        It happens here and not while fetching because a resumed run restores its random state in between. It passes by
+        the data-parallel wrapper, whose forward passes must be equally many on all ranks.
         """
-        self._rows = []
+        self._rows, self._reported = [], {}
         self._live = [batch.to(self.args.device) for batch in self._batches]
         if self._first_step():
             with torch.no_grad(), adapter_off(self.policy):
-                self._live = [self._with_live_reference(model, batch) for batch in self._live]
+                self._live = [self._with_live_reference(batch) for batch in self._live]
+        if self._dataset_weights is not None:
+            if self._dataset_weights.due(self.state.global_step):
+                self._weigh_dataset(self._dataset_weights)
+            self._reported["reweighted_at"] = float(self._dataset_weights.measured_at)
         self._fixed = [None] * len(self._live)
-        if needs_whole_batch(self._algebra):
+        if needs_whole_batch(self._algebra) and not self._alone():
             with torch.no_grad():
-                parts = [Part(self._logps(model, b), b.flipped, b.counted) for b in self._live]
-            ranks = self._gather(parts)
-            self._fixed = fix(self._algebra, ranks, self.args.process_index, self._progress(), self._iteration)
+                parts = [Part(b.ids, self._logps(self.policy, b), b.flipped, b.counted) for b in self._live]
+            ranks = gather(parts, self.args.world_size, self.args.device)
+            self._fixed, reported = fix(self._algebra, ranks, self.args.process_index, self._moment())
+            self._reported |= reported
 
-    def _gather(self, parts: list[Part]) -> list[list[Part]]:
-        """The micro-batches of all ranks, on this device."""
-        if self.args.world_size == 1:
-            return [parts]
-        ranks: list[Any] = [None] * self.args.world_size
-        dist.all_gather_object(ranks, [_moved(part, torch.device("cpu")) for part in parts])
-        return [[_moved(part, self.args.device) for part in rank] for rank in ranks]
+    def _alone(self) -> bool:
+        """Whether the effective batch is one micro-batch, whose training pass shows everything there is to see."""
+        return len(self._live) == 1 and self.args.world_size == 1
+
+    def _weights(self, inputs: PairInputs, result: PairLosses, fixed: Fixed | None) -> Tensor:
+        """Weights [b] of one micro-batch."""
+        if self._dataset_weights is not None:
+            return self._dataset_weights.of(inputs.indices)
+        if fixed is not None and fixed.weights is not None:
+            return fixed.weights
+        weighed = weigh(self._algebra.reweighter, batch_stats(result, inputs.flipped, self._progress()))
+        self._reported |= weighed.metrics
+        return weighed.weights
+
+    def _weigh_dataset(self, dataset_weights: DatasetWeights) -> None:
+        """Weigh all training pairs by the policy as it is now, dropout off; every rank passes a share through it."""
+        share = np.array_split(np.arange(len(self._dataset)), self.args.world_size)[self.args.process_index]
+        self.policy.train(mode=False)
+        with torch.no_grad():
+            parts = [
+                self._measured(share[start : start + _MEASURED_TOGETHER].tolist())
+                for start in range(0, len(share), _MEASURED_TOGETHER)
+            ]
+        self.policy.train()
+        ranks = gather(parts, self.args.world_size, self.args.device)
+        moment = self._moment()
+        weighed = weigh_dataset(self._algebra, [part for rank in ranks for part in rank], moment)
+        dataset_weights.put(weighed.weights, moment.step)
+        self._reported |= weighed.metrics
+
+    def _measured(self, indices: list[int]) -> Part:
+        inputs = collate([self._dataset[Draw(index, True)] for index in indices]).to(self.args.device)
+        logps = self._logps(self.policy, inputs)
+        if self._first_step():
+            # The stored reference differs from the live one by rounding, which would pass for a margin.
+            logps = replace(logps, chosen_reference=logps.chosen_policy, rejected_reference=logps.rejected_policy)
+        return Part(inputs.ids, logps, inputs.flipped)
 
     def _logps(self, model: nn.Module, inputs: PairInputs) -> PairLogps:
         try:
@@ -211,8 +253,8 @@ class PairTrainer(Trainer):
             raise ModelError(f"Optimiser step {self.state.global_step + 1}, pairs {names}: {error}{advice}") from error
         return inputs.logps(scored.sums, scored.lengths)
 
-    def _with_live_reference(self, model: nn.Module, batch: PairInputs) -> PairInputs:
-        logps = self._logps(model, batch)
+    def _with_live_reference(self, batch: PairInputs) -> PairInputs:
+        logps = self._logps(self.policy, batch)
         return replace(batch, chosen_reference=logps.chosen_policy, rejected_reference=logps.rejected_policy)
 
     def _first_step(self) -> bool:
@@ -238,7 +280,8 @@ class PairTrainer(Trainer):
             rows = torch.cat([part for part in ranks if part is not None])
         assert rows is not None  # noqa: S101  # rank 0 always holds a counted pair
         objective, reweighter = self._algebra.objective, self._algebra.reweighter
-        metrics = step_metrics(rows, reference=objective.needs.reference, weighted=reweighter.needs.whole_batch)
+        weighted = weighs_whole_batch(reweighter) or weighs_dataset(reweighter)
+        metrics = step_metrics(rows, reference=objective.needs.reference, weighted=weighted) | self._reported
         metrics |= {name: float(logs[name]) for name in ("learning_rate", "grad_norm") if name in logs}
         check = torch.tensor(metrics.get("grad_norm", 0.0))
         # With a loss scaler an overflow now and then is normal: the scaler skips the update.
@@ -249,48 +292,8 @@ class PairTrainer(Trainer):
             )
         return StepRecord(self._iteration, self.state.global_step, metrics)
 
+    def _moment(self) -> Moment:
+        return Moment(self.state.global_step + 1, self._progress(), self._iteration)
+
     def _progress(self) -> float:
         return self.state.global_step / max(self.state.max_steps, 1)
-
-
-class Announce(TrainerCallback):
-    """Tells `progress` (steps done, steps in all) after every recorded step, on the main process."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def on_log(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: object,
-    ) -> None:
-        """The summary at the end of training has no `loss`: it is no step."""
-        logs = kwargs["logs"]
-        if state.is_world_process_zero and isinstance(logs, Mapping) and "loss" in logs:
-            self._progress(state.global_step, state.max_steps)
-
-
-class _FollowEpoch(TrainerCallback):
-    """Tells the order which epoch begins."""
-
-    def __init__(self, order: EpochBatches) -> None:
-        self._order = order
-
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
-        **kwargs: object,  # noqa: ARG002
-    ) -> None:
-        """On resume `state.epoch` is fractional, within the epoch to go on with."""
-        self._order.epoch = int(state.epoch)
-
-
-def _moved(part: Part, device: torch.device) -> Part:
-    logps = part.logps
-    columns = (getattr(logps, name) for name in PairLogps.__slots__)
-    moved = PairLogps(*(None if column is None else column.to(device) for column in columns))  # type: ignore[arg-type]
-    return Part(moved, part.flipped.to(device), part.counted)
