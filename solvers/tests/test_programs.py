@@ -90,6 +90,13 @@ def test_exact_and_program_agree(seed, shape, kind, size):
     check_agreement(*random_problem(seed, *shape, kind, size))
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 2**32 - 1), st.sampled_from(SHAPES[:3]), st.sampled_from(KINDS), st.floats(-12, -5))
+def test_radii_too_small_for_the_solver_are_solved_in_part(seed, shape, kind, exponent):
+    xi, _, support, loss = random_problem(seed, *shape, kind, "small")
+    check_agreement(xi, 10**exponent * (support[1] - support[0]), support, loss)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @settings(max_examples=2000, deadline=None)

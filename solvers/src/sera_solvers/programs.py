@@ -24,6 +24,9 @@ from sera_solvers.losses import AffineMax, Loss, check_support, tangent_gap, tan
 from sera_solvers.problem import Problem, checked, posed, returned
 from sera_solvers.result import WorstCase
 
+LEAST_RADIUS = 5e-8
+"""The smallest radius, in widths of the support, that is given to a solver; interior points do not resolve less."""
+
 COMPILED_KEPT = 32
 """How many compiled programs are kept, least recently used first to go."""
 
@@ -204,7 +207,9 @@ def _solved(problem: Problem, affine: AffineMax, solvers: Sequence[str]) -> tupl
     slopes, intercepts = np.array(affine.slopes), np.array(affine.intercepts)
     atoms = ((problem.xi - low) / width).clip(0.0, 1.0)
     allowance = min(problem.radius / width, 1.0) * len(atoms)  # nothing is farther away than the diameter
-    values = (slopes * width / scale, (slopes * low + intercepts - shift) / scale, atoms, allowance)
+    # The optimum is concave in the radius, and next to 0 almost linear: a part of a larger move is as good.
+    resolved = max(allowance, LEAST_RADIUS * len(atoms))
+    values = (slopes * width / scale, (slopes * low + intercepts - shift) / scale, atoms, resolved)
     alpha, displacement, price = _first_optimum(values, solvers)
     alpha, displacement = _feasible(alpha, displacement, atoms, allowance)
     return alpha, displacement * width, price * scale / width

@@ -51,7 +51,7 @@ class Wasserstein:
     Raises:
         ConfigError: a value out of range, an option nothing would read, or a solver that is not installed.
 
-    Source: Mohajerin Esfahani & Kuhn 2018, Theorem 4.2 and Corollary 5.1.
+    Source: Mohajerin Esfahani & Kuhn 2018, Theorems 4.2 and 4.4.
     """
 
     radius: float | Schedule | None = None
