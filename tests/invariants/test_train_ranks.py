@@ -21,7 +21,7 @@ def run(*command):
         [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=200,
         env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr[-3000:]
