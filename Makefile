@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-PLUGINS := solvers plugins/irm plugins/dro
-SOURCES := src solvers plugins benchmarks docs/example_plugin docs/figures tests
+PLUGINS := solvers plugins/irm plugins/dro plugins/spa plugins/srdpo
+SOURCES := src solvers plugins benchmarks docs/example_plugin docs/figures docs/tables tests
 DEMO := runs/demo
 
 .PHONY: demo test test-slow check install clean

@@ -48,10 +48,28 @@ def test_tangent_gap_by_hand():
 
 def test_pairs_are_a_loss():
     assert as_loss([(-1, 2), (3, 4)]) == AffineMax((-1.0, 3.0), (2.0, 4.0))
+    assert as_loss(np.array([[-1, 2], [3, 4]])) == AffineMax((-1.0, 3.0), (2.0, 4.0))
     assert as_loss(NEG_LOG) is NEG_LOG
 
 
-@pytest.mark.parametrize("loss", [[], [(1, 2, 3)], "neg-log", 3, [(np.nan, 0)], [("a", 1)], [(1, 2), (3,)], np.log])
+def test_a_loss_without_a_value_at_an_end_is_named():
+    open_ended = ConvexLoss(lambda x: -np.log(x), lambda x: -1 / x, "open")
+    with pytest.raises(
+        InputError, match=r"^loss: expected a finite .* got a value of inf at 0 for 'open'\. Choose a sup"
+    ):
+        tangents(open_ended, (0.0, 1.0), 4)
+    steep = ConvexLoss(lambda x: -np.sqrt(1 - x), lambda x: 0.5 / np.sqrt(1 - x), "steep")
+    with pytest.raises(InputError, match="^loss: .* got a derivative of inf at 1 for 'steep'"):
+        tangents(steep, (0.0, 1.0), 4)
+    flat = ConvexLoss(lambda x: -x, lambda x: -1.0, "flat")
+    with pytest.raises(InputError, match=r"^loss: .* got shape \(\) from the derivative of 'flat'"):
+        tangents(flat, (0.0, 1.0), 4)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [[], [(1, 2, 3)], "neg-log", 3, [(np.nan, 0)], [("a", 1)], [(1, 2), (3,)], np.log, np.ones(2), np.ones((2, 3))],
+)
 def test_what_is_not_a_loss(loss):
     with pytest.raises(InputError, match="^loss: expected"):
         as_loss(loss)

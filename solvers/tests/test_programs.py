@@ -140,6 +140,13 @@ def test_other_open_solvers(solver):
     assert program.duality_gap == pytest.approx(0, abs=1e-9)
 
 
+def test_the_empirical_value_is_that_of_the_pieces_that_were_solved():
+    xi = np.array([0.2, 0.4, 0.9])
+    program = wasserstein(xi, 0.1, method="program", pieces=4)
+    assert program.empirical_value == tangents(NEG_LOG, (0.01, 1.0), 4).value(xi).mean()
+    assert program.empirical_value < wasserstein(xi, 0.1).empirical_value
+
+
 def test_tensors_come_back_as_tensors():
     xi = np.array([0.2, 0.4, 0.9])
     one, two = (wasserstein(x, 0.1, method="program", pieces=4) for x in (xi, torch.tensor(xi, dtype=torch.float64)))
@@ -209,6 +216,7 @@ def test_inaccurate_is_an_error(monkeypatch):
     [
         ({"solver": "CLARABLE"}, "solver: expected one of CLARABEL, .* got 'CLARABLE'. Did you mean 'CLARABEL'?"),
         ({"solver": "MOSEK"}, "solver: expected one of .*, got 'MOSEK'."),
+        ({"solver": "OSQP"}, "solver: expected one of CLARABEL, .*, got 'OSQP'."),
         ({"fallback": ("GUROBY",)}, "fallback: expected one of .*, got 'GUROBY'."),
         ({"fallback": "HIGHS"}, "fallback: expected a sequence of solver names, got 'HIGHS'."),
         ({"pieces": 1}, "pieces: expected an integer >= 2, got 1"),

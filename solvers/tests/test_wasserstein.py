@@ -17,6 +17,7 @@ SUPPORT = (0.01, 1.0)
 SQUARE = ConvexLoss(lambda x: (x - 0.4) ** 2, lambda x: 2 * (x - 0.4), "square")
 RISING = ConvexLoss(lambda x: x**2 + x, lambda x: 2 * x + 1, "rising")
 TWO_ENDED_LOG = ConvexLoss(NEG_LOG.value, NEG_LOG.derivative, "neg-log, two ends", positive_domain=True)
+OPEN = ConvexLoss(NEG_LOG.value, NEG_LOG.derivative, "open")
 LOSSES = [NEG_LOG, SQUARE, RISING, AffineMax((-3.0, -0.5, 1.0), (1.0, 0.3, -0.5))]
 ARRAYS = ("moved", "weights", "gradient", "alpha", "displacement")
 NUMBERS = ("value", "empirical_value", "dual_price", "duality_gap")
@@ -151,6 +152,18 @@ def test_a_radius_beyond_the_diameter_moves_everything_to_the_worst_end():
     assert (case.weights == 0).all()
 
 
+@pytest.mark.parametrize("radius", [1e3, 1e6, 1e9, 1e300, 1.7e308])
+@pytest.mark.parametrize("method", ["exact", "program"])
+@pytest.mark.parametrize("make", [np.array, as_tensor])
+def test_the_certificate_of_a_radius_beyond_the_diameter_is_that_of_the_diameter(make, method, radius):
+    xi = make(sample(1, 12).tolist())
+    case = wasserstein(xi, radius, method=method, loss=SQUARE)
+    # The farthest of 0.4's two sides is hi.
+    assert float(case.value) == pytest.approx(0.36, rel=1e-2 if method == "program" else 1e-14)
+    assert abs(float(case.duality_gap)) < 1e-8
+    assert abs(float(wasserstein(xi, make(radius), method=method, loss=SQUARE).duality_gap)) < 1e-8
+
+
 @pytest.mark.parametrize("loss", [NEG_LOG, SQUARE, RISING], ids=lambda loss: loss.name)
 def test_weights_are_finite_differences_of_the_value(loss):
     checked, differences = 0, 0
@@ -265,7 +278,7 @@ def test_float32_may_overstep_by_its_rounding():
 @pytest.mark.parametrize("method", ["exact", "program"])
 @pytest.mark.parametrize("radius", [0.0, 0.1, 2.0])
 def test_batch_of_one(method, radius):
-    case = wasserstein([0.3], radius, method=method, pieces=4)
+    case = wasserstein([0.3], radius, method=method)
     assert case.weights.shape == (1,)
     assert case.value >= case.empirical_value
     assert wasserstein((0.01,), radius).value == pytest.approx(-math.log(0.01), rel=1e-14)
@@ -301,9 +314,14 @@ def test_results_are_immutable_and_explain_themselves():
         ({"radius": math.inf}, "radius: .* got inf"),
         ({"radius": "far"}, "radius: .* got 'far'"),
         ({"radius": [0.1, 0.2]}, "radius: "),
+        ({"radius": True}, "radius: expected a number .* got True"),
+        ({"radius": np.True_}, "radius: expected a number .* got .*True"),
+        ({"radius": np.array(True)}, "radius: expected a number"),
+        ({"radius": torch.tensor(True)}, "radius: expected a number .* got tensor"),
         ({"support": (0.0, 1.0)}, "support: expected lo > 0 for the loss 'neg-log'"),
         ({"support": (1.0, 0.5)}, "support: expected finite lo < hi"),
         ({"loss": "log"}, "loss: expected a ConvexLoss"),
+        ({"loss": OPEN, "support": (0.0, 1.0)}, "loss: expected a finite .* got a value of inf at 0 for 'open'"),
         ({"method": "exakt"}, "method: expected one of exact, program, got 'exakt'. Did you mean 'exact'?"),
     ],
 )
@@ -312,6 +330,12 @@ def test_bad_input_names_the_argument(method, make, changed, message):
     arguments["xi"] = make(arguments["xi"])
     with pytest.raises(InputError, match=f"^{message}"):
         wasserstein(**arguments)
+
+
+@pytest.mark.parametrize("unread", [{"pieces": 16}, {"solver": "CLARABEL"}, {"fallback": ("HIGHS",)}], ids=str)
+def test_what_the_exact_method_would_not_read_is_refused(unread):
+    with pytest.raises(InputError, match=f"^{next(iter(unread))}: expected nothing.* Leave .* or set method"):
+        wasserstein([0.5], 0.1, **unread)
 
 
 @pytest.mark.parametrize("xi", ["abc", None, [[0.5], [0.5, 0.6]], object()])

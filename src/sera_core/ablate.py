@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,13 @@ def ablate(
     if launched():
         raise ConfigError(
             "An ablation starts its own processes, but WORLD_SIZE says that a launcher started several. Start "
-            "`sera ablate` without a launcher; --processes says how many runs at a time."
+            "it without a launcher; --processes says how many runs at a time."
         )
     check_arms(ablation)
     jobs, cache = jobs_of(ablation, out), cache or default_cache()
     out.mkdir(parents=True, exist_ok=True)
     results: dict[tuple[str, int], Result] = {}
-    for result in _run_all(jobs, cache, processes):
+    for result in run_all(jobs, partial(_run, cache=cache, processes=processes), processes):
         results[result.arm, result.seed] = result
         done(result)
     ordered = tuple(results[job.arm.name, job.seed] for job in jobs)
@@ -96,32 +97,74 @@ def ablate(
     return ordered
 
 
-def _run_all(jobs: tuple[Job, ...], cache: Path, processes: int) -> Iterator[Result]:
+def run_all(jobs: Sequence[Job], run: Callable[[Job], Result], processes: int) -> Iterator[Result]:
+    """The result of `run` for every job, as they end, in `processes` at a time; for several `run` is pickled.
+
+    Where a process dies, its job's result says so, and the others go on.
+    """
     if processes == 1:
-        yield from (_run(job, cache) for job in jobs)
+        yield from map(run, jobs)
         return
-    threads = max(1, (os.cpu_count() or 1) // processes)
+    left = iter(jobs)
+    slots = [_Slot() for _ in range(min(processes, len(jobs)))]
+    running = {slot.start(run, job): (slot, job) for slot, job in zip(slots, left, strict=False)}
+    try:
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                slot, job = running.pop(future)
+                result = _result_of(future, job)
+                following = next(left, None)
+                if following is not None:
+                    running[slot.start(run, following)] = slot, following
+                yield result
+    finally:
+        for slot in slots:
+            slot.close()
+
+
+def _result_of(future: Future[Result], job: Job) -> Result:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        reason = "its process died, or was killed; the same command continues it"
+        return Result(job.arm.name, job.seed, str(job.out), None, {}, reason)
+
+
+class _Slot:
+    """A process that runs one job after the other, and is replaced when it dies.
+
+    An executor of several processes gives up all its jobs, running ones too, when one of them dies.
+    """
+
+    def __init__(self) -> None:
+        self._pool = _fresh_pool()
+
+    def start(self, run: Callable[[Job], Result], job: Job) -> Future[Result]:
+        """Start a job; the one before has ended."""
+        try:
+            return self._pool.submit(run, job)
+        except BrokenProcessPool:
+            self.close()
+            self._pool = _fresh_pool()
+            return self._pool.submit(run, job)
+
+    def close(self) -> None:
+        """Wait for the process to end."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def _fresh_pool() -> ProcessPoolExecutor:
     # Forked processes would share the parent's thread pools, which they must not.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, initializer=_use_threads, initargs=(threads,)) as pool:
-        futures: dict[Future[Result], Job] = {pool.submit(_run, job, cache): job for job in jobs}
-        for future in as_completed(futures):
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                job = futures[future]
-                yield Result(job.arm.name, job.seed, str(job.out), None, {}, "its process was killed")
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
 
 
-def _use_threads(threads: int) -> None:
+def _run(job: Job, cache: Path, processes: int) -> Result:
     import torch
 
-    torch.set_num_threads(threads)
-
-
-def _run(job: Job, cache: Path) -> Result:
     from sera_core.runner import run
 
+    if processes > 1:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     try:
         run(job.settings, out=job.out, cache=cache)
     except SeraError as error:

@@ -98,7 +98,8 @@ def make_ablation(raw: Mapping[str, Any], beside: Path) -> Ablation:
     """The arms of an ablation file's content; `beside` is the folder that paths in it are relative to.
 
     Raises:
-        ConfigError: unknown keys, wrong types, two arms of one name, or a baseline that no arm is.
+        ConfigError: unknown keys, wrong types, a seed that is negative or there twice, an arm without a
+            name of its own, or a baseline that no arm is.
     """
     try:
         config = AblationConfig.model_validate(dict(raw))
@@ -110,6 +111,7 @@ def make_ablation(raw: Mapping[str, Any], beside: Path) -> Ablation:
                 f"Unknown key '{key}' in the ablation. {suggest(key, AblationConfig.model_fields)}"
             ) from error
         raise ConfigError(f"Ablation: {first_problem(error)}") from error
+    _check_seeds(config.seeds)
     variants: Mapping[str | None, Settings] = config.variants or {None: {}}  # type: ignore[assignment]  # wider keys
     arms = tuple(
         _arm(config, variant, settings, point, beside)
@@ -117,6 +119,10 @@ def make_ablation(raw: Mapping[str, Any], beside: Path) -> Ablation:
         for point in itertools.product(*(_labels(axis, values) for axis, values in config.grid.items()))
     )
     names = [arm.name for arm in arms]
+    if not {".", ".."}.isdisjoint(names):
+        raise ConfigError(
+            "An arm of the ablation would be called '.' or '..', which no folder can. Rename the variant."
+        )
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"Two arms of the ablation are called '{twice}'. Give the axis values distinct labels.")
@@ -132,18 +138,28 @@ def read_ablation(path: Path) -> Ablation:
     return make_ablation({"name": path.stem, **read(path)}, path.parent)
 
 
+def _check_seeds(seeds: list[int]) -> None:
+    negative = next((seed for seed in seeds if seed < 0), None)
+    if negative is not None:
+        raise ConfigError(f"seeds: {negative} is negative; a seed is a whole number >= 0. Change it.")
+    twice = next((seed for seed in seeds if seeds.count(seed) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"seeds: {twice} is there twice, and would count as two independent runs. Remove one.")
+
+
 def _labels(axis: str, values: Axis) -> list[tuple[str, str, object]]:
     """(axis, label, value) of each point of one axis."""
     if not values:
         raise ConfigError(f"grid.{axis} is empty. Give it at least one value.")
     if isinstance(values, dict):
         return [(axis, label, settings) for label, settings in values.items()]
-    return [(axis, _label(value), value) for value in values]
+    return [(axis, label_of(value), value) for value in values]
 
 
-def _label(value: object) -> str:
+def label_of(value: object) -> str:
+    """A value as the name of its arm shows it."""
     if isinstance(value, dict):
-        value = "+".join(f"{key}={_label(part)}" for key, part in value.items())
+        value = "+".join(f"{key}={label_of(part)}" for key, part in value.items())
     return str(value)
 
 

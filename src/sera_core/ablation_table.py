@@ -71,7 +71,7 @@ def ablation_table(ablation: Ablation, results: Sequence[Result]) -> Table:
         cells = [_shown(rows[name], digits) for name, digits in _METRICS.items()]
         base = ablation.baseline.get(arm.name)
         gap = None if base is None else difference(results, arm.name, base, "win_rate_vs_initial")
-        versus = [] if not ablation.baseline else ["-" if gap is None else _interval(gap, 3, sign="+")]
+        versus = [] if not ablation.baseline else ["-" if gap is None else shown(gap, 3, sign="+")]
         failed = sum(result.arm == arm.name and result.error is not None for result in results)
         table.add_row(escape(arm.name), cells[0], *versus, *cells[1:], str(failed or "-"))
     return table
@@ -81,9 +81,10 @@ _METRICS = {"win_rate_vs_initial": 3, "kl_to_initial": 2, "gold_reward": 3, "res
 
 
 def _shown(values: Sequence[float], digits: int) -> str:
-    return _interval(estimate(values), digits) if values else "-"
+    return shown(estimate(values), digits) if values else "-"
 
 
-def _interval(value: Estimate, digits: int, sign: str = "") -> str:
+def shown(value: Estimate, digits: int, sign: str = "") -> str:
+    """``mean [low, high]``, or the mean alone where there is no interval."""
     text = f"{value.mean:{sign}.{digits}f}"
     return text if value.low is None else f"{text} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from types import MappingProxyType
 from typing import Any
 
 import pluggy
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from sera_core import __version__
 from sera_core.errors import ConfigError, PluginLoadError, suggest
 from sera_core.hookspecs import PROJECT
 from sera_core.host import BUILTIN, build_manager, distribution_of
+from sera_core.option_types import built
 from sera_core.protocols import ROLES
 
-# Names that other distributions of this project supply, so that a missing plugin can be named.
-PROVIDED_ELSEWHERE: Mapping[str, str] = MappingProxyType(
+# Roles and names that other distributions of this project supply, so that a missing plugin can be named.
+PROVIDED_ELSEWHERE: Mapping[tuple[str, str], str] = MappingProxyType(
     {
-        "irm": "sera-plugin-irm",
-        "wasserstein": "sera-plugin-dro",
-        "wasserstein_discrete": "sera-plugin-dro",
-        "kl": "sera-plugin-dro",
-        "chi2": "sera-plugin-dro",
-        "cvar": "sera-plugin-dro",
-        "dr_dpo": "sera-plugin-dro",
-        "label_flip": "sera-plugin-dro",
+        ("scorer", "irm"): "sera-plugin-irm",
+        ("reweighter", "wasserstein"): "sera-plugin-dro",
+        ("reweighter", "wasserstein_discrete"): "sera-plugin-dro",
+        ("reweighter", "kl"): "sera-plugin-dro",
+        ("reweighter", "chi2"): "sera-plugin-dro",
+        ("reweighter", "cvar"): "sera-plugin-dro",
+        ("reweighter", "dr_dpo"): "sera-plugin-dro",
+        ("smoother", "label_flip"): "sera-plugin-dro",
+        ("scorer", "direct_judgment"): "sera-plugin-spa",
+        ("labeler", "direct_judgment"): "sera-plugin-spa",
+        ("smoother", "spa"): "sera-plugin-spa",
+        ("smoother", "spa_official_code"): "sera-plugin-spa",
+        ("transform", "self_refinement"): "sera-plugin-srdpo",
     }
 )
 
@@ -42,11 +48,13 @@ _EXPECTED: Mapping[str, str] = MappingProxyType(
         "list_": "a list",
         "dict_": "a mapping (key: value)",
         "model_": "a mapping (key: value)",
+        "dataclass_": "a mapping (key: value)",
         "too_short": "a list with at least one entry",
         "string_pattern": "letters, digits, '.', '_' and '-', beginning with a letter or digit",
     }
 )
 _UNION_TAGS = frozenset({"bool", "float", "int", "str"})
+_UNKNOWN_KEY = frozenset({"extra_forbidden", "unexpected_keyword_argument"})
 _LONGEST_SHOWN = 200
 
 
@@ -108,16 +116,25 @@ class Catalog:
         """The entry of a component.
 
         Raises:
-            ConfigError: unknown role or name; suggests close names and the distribution that supplies the name.
+            ConfigError: unknown role or name; suggests close names, and names the distribution that supplies it or
+                the other role it has.
         """
         if role not in ROLES:
             raise ConfigError(f"Unknown role '{role}'. {suggest(role, ROLES)}")
         found = self._entries.get((role, name))
         if found is None:
-            remedy = PROVIDED_ELSEWHERE.get(name)
-            install = f" '{name}' is provided by {remedy}: pip install {remedy}." if remedy else ""
-            raise ConfigError(f"Unknown {role} '{name}'.{install} {suggest(name, self.names(role))}")
+            raise ConfigError(
+                f"Unknown {role} '{name}'.{self._elsewhere(role, name)} {suggest(name, self.names(role))}"
+            )
         return found
+
+    def _elsewhere(self, role: str, name: str) -> str:
+        """A sentence on where `name` is to be had: in a distribution, else in another role; or nothing."""
+        remedy = PROVIDED_ELSEWHERE.get((role, name))
+        if remedy is not None:
+            return f" '{name}' is provided by {remedy}: pip install {remedy}."
+        roles = [other for other in ROLES if (other, name) in {*self._entries, *PROVIDED_ELSEWHERE}]
+        return f" '{name}' is {' and '.join(map(_a, roles))}, not {_a(role)}." if roles else ""
 
     def build(self, role: str, name: str, options: Mapping[str, Any] | None = None) -> Any:  # noqa: ANN401
         """Construct a component from validated options.
@@ -131,27 +148,51 @@ class Catalog:
         for option in given:
             if option not in fields:
                 raise ConfigError(f"{role} '{name}' has no option '{option}'. {suggest(option, fields)}")
+        owner = f"{role} '{name}'"
         try:
-            return TypeAdapter(entry.factory).validate_python(given)
+            return built(entry.factory, given)
         except ValidationError as error:
-            raise ConfigError(f"{role} '{name}': {first_problem(error)}") from error
+            raise ConfigError(f"{owner}: {first_problem(error)}") from error
+        except ConfigError as error:
+            if owner in str(error):
+                raise
+            # A part of an option, such as a schedule, does not know whose it is.
+            raise ConfigError(f"{owner}: {error}") from error
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first validation failure in words: path, what came, what was expected instead."""
-    failures = [(_path(detail["loc"]), detail) for detail in error.errors()]
+    """The first validation failure in words: path, what came, what was expected instead.
+
+    Where an option may be a mapping and one was given, the failure inside it counts, not that it is nothing else.
+    """
+    details = error.errors()
+    unions = {detail["loc"][:at] for detail in details for at, part in enumerate(detail["loc"]) if _is_tag(part)}
+    failures = [(_path(detail["loc"], unions), detail) for detail in details]
     path, first = failures[0]
-    if first["type"] == "missing":
-        return f"{path} is missing."
+    if isinstance(first["input"], Mapping):
+        failures = [failure for failure in failures if failure[0].startswith(f"{path}.")] or failures
+        path, first = failures[0]
+    unknown = [f"{other} is unknown" for other, detail in failures if detail["type"] in _UNKNOWN_KEY]
+    missing = [f"{other} is missing" for other, detail in failures if detail["type"] == "missing"]
+    if first["type"] in {"missing", *_UNKNOWN_KEY}:
+        return "; ".join((*unknown, *missing)) + "."
     expected = dict.fromkeys(_expected(detail["type"], detail["msg"]) for other, detail in failures if other == path)
     shown = repr(first["input"])
     shown = shown if len(shown) <= _LONGEST_SHOWN else shown[:_LONGEST_SHOWN] + "..."
     return f"{path or 'value'} = {shown}: {' or '.join(expected)}."
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    """The path in the settings, without the validation library's tags for members of a union."""
-    return ".".join(str(part) for part in location if "[" not in str(part) and part not in _UNION_TAGS)
+def _path(location: tuple[int | str, ...], unions: Collection[tuple[int | str, ...]]) -> str:
+    """The path in the settings, without the validation library's tags for members of the `unions` at these paths."""
+    return ".".join(str(part) for at, part in enumerate(location) if location[:at] not in unions)
+
+
+def _is_tag(part: int | str) -> bool:
+    return "[" in str(part) or part in _UNION_TAGS
+
+
+def _a(role: str) -> str:
+    return f"an {role}" if role[0] in "aeiou" else f"a {role}"
 
 
 def _expected(kind: str, message: str) -> str:

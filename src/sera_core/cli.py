@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sera_core import __version__
 from sera_core.cli_ablate import ablate
+from sera_core.cli_tune import tune
 from sera_core.errors import SeraError
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _align(settings: Mapping[str, Any], ranks: Ranks, out: Path | None, cache: P
 
 
 app.command()(ablate)
+app.command()(tune)
 
 
 @app.command()

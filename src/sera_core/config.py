@@ -56,6 +56,10 @@ class PolicyConfig(Section):
         description="A local folder, a hub name, smollm2-135m, or auto: the source's own initial policy.",
     )
     revision: str | None = Field(default=None, description="Hub revision; only with a hub name.")
+    base: str | None = Field(
+        default=None,
+        description="What the model was tuned from; it then counts as an iterate whose reference this is. As `model`.",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of weights in training, scoring and generation alike."
     )
@@ -98,7 +102,8 @@ class GeneratedConfig(Section):
 
     from_iteration: int = Field(default=1, ge=1, description="First iteration that generates.")
     prompts: str = Field(
-        default="offline", description="Prompt set: offline (those of the pairs), or one of the source."
+        default="offline",
+        description="Prompt set: offline (that of the pairs), one of the source, or auto: fresh if any, else offline.",
     )
     limit: int | None = Field(default=None, ge=1, description="Use only the first so many prompts.")
     disjoint: bool = Field(default=False, description="Split the prompts over iterations instead of reusing them.")
@@ -108,6 +113,10 @@ class GeneratedConfig(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     generator: Spec = Field(default_factory=lambda: ComponentSpec(name="transformers"))
     scorer: Spec | None = Field(default=None, description="Scores the samples.")
+    judge: Spec | None = Field(
+        default=None,
+        description="Scores the samples instead of a scorer: by grades, or by wins over the prompt's other samples.",
+    )
     labeler: Spec = Field(default_factory=lambda: ComponentSpec(name="best_worst"), description="Samples to pairs.")
     selector: Spec = Field(default_factory=lambda: ComponentSpec(name="all"), description="Keeps pairs by margin.")
 
@@ -154,6 +163,13 @@ class EvaluationConfig(Section):
     )
     generator: Spec = Field(default_factory=lambda: ComponentSpec(name="transformers"))
     level: float = Field(default=0.95, gt=0.0, lt=1.0, description="Coverage of every interval.")
+    prefixes: list[str] = Field(
+        default_factory=list,
+        description="Prompt prefixes under which held-out accuracy is measured too, beside those the transforms use.",
+    )
+    tuning_pairs: int = Field(
+        default=0, ge=0, description="Held-out pairs set aside to choose options by; other figures leave them out."
+    )
 
 
 class ScoringConfig(Section):

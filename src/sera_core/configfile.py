@@ -17,6 +17,9 @@ _SPEC_KEYS = frozenset(
     {"source", "scorer", "selector", "labeler", "generator", "loss", "smoother", "reweighter", "judge"}
 )
 
+# Keys whose value is a list of components.
+_SPEC_LISTS = frozenset({"transforms"})
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a key may stand only once in a mapping."""
@@ -157,10 +160,20 @@ def _set(node: object, path: list[str], value: object, assignment: str) -> Any: 
         raise ConfigError(f"Override '{assignment}': '{key}' is inside {node!r}, which has no settings of its own.")
     child = (node or {}).get(key)
     if rest:
-        return {**(node or {}), key: _set(as_spec(child) if key in _SPEC_KEYS else child, rest, value, assignment)}
+        return {**(node or {}), key: _set(_spelled(key, child, rest[0]), rest, value, assignment)}
     if key in _SPEC_KEYS or isinstance(value, dict):
         return merge(node or {}, {key: value})
     return {**(node or {}), key: value}
+
+
+def _spelled(key: str, child: object, place: str) -> object:
+    """What stands at a key, with a bare component name as a mapping so that a path may lead on to its options.
+
+    Of a list of components it is the one at the index `place`; a list that is not there has no entries.
+    """
+    if key in _SPEC_LISTS and (child is None or isinstance(child, list)):
+        return [as_spec(item) if place == str(index) else item for index, item in enumerate(child or [])]
+    return as_spec(child) if key in _SPEC_KEYS else child
 
 
 def at_iteration(raw: object, iteration: int) -> Any:  # noqa: ANN401

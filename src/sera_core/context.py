@@ -24,7 +24,10 @@ from sera_core.workspace import Stage, Workspace, digest
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A policy on disk: which iteration made it (0: the initial one), where it is, the hash of its weights."""
+    """A policy on disk: where it is, the hash of its weights, which iteration made it.
+
+    0 is the initial policy, -1 what that was tuned from.
+    """
 
     iteration: int
     path: Path
@@ -45,7 +48,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """One run in progress."""
+    """One run in progress. `base` is what the initial policy was tuned from, where `policy.base` says so."""
 
     plan: Plan
     workspace: Workspace
@@ -56,6 +59,7 @@ class Context:
     stop_ids: tuple[int, ...]
     store: LogProbStore
     reporter: Reporter
+    base: Policy | None = None
 
     def stage(
         self,
@@ -113,11 +117,10 @@ class Context:
         return f"{self.plan.provenance[f'{role}:{name}']} {built!r}"
 
     def judge(self) -> str | None:
-        """What identifies the judge in a stage's key, whichever name chose it; None without one."""
-        if self.plan.judge is None:
+        """What identifies the evaluation judge in a stage's key, whichever name chose it; None without one."""
+        if self.plan.judge is None or self.plan.judge_name is None:
             return None
-        origin = next(origin for part, origin in self.plan.provenance.items() if part.startswith("judge:"))
-        return f"{origin} {self.plan.judge!r}"
+        return self.component("judge", self.plan.judge_name, self.plan.judge)
 
     def generation(self, policy: Policy, iteration: int, purpose: str, progress: Progress | None) -> GenerationContext:
         """Seeds, stop tokens and precision for a generation request to `policy`."""

@@ -1,4 +1,4 @@
-"""Curation of one iteration: generate, measure, score, label, select, each a stage on disk."""
+"""Curation of one iteration: generate, measure, score or judge, label, select, each a stage on disk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from sera_core.context import Context, Policy, responses_key
+from sera_core.curate.judge import Judged, judge_scores, leave_out
 from sera_core.curate.label import label
 from sera_core.curate.measure import measure, pack, unpack
 from sera_core.curate.score import both_sides, by_prompt, pair_margins, score
@@ -18,16 +19,24 @@ from sera_core.curate.streams import stream
 from sera_core.data.tables import read_pairs, write_pairs
 from sera_core.drawing import draw_candidates
 from sera_core.errors import DataError
+from sera_core.judging import account, bound, judge_model, model_key
 from sera_core.plan import IterationPlan
-from sera_core.protocols import Progress, Scorer
+from sera_core.protocols import AsksModel, Progress, Scorer
 from sera_core.records import Candidates, Floats, Pairs, Response
 from sera_core.selection import Curated, select_pairs
-from sera_core.workspace import Stage
+from sera_core.workspace import Stage, read_json, write_json
+
+# Why a prompt is dropped whose samples the judge gave too few grades.
+ABSTAINED = "judge_abstained"
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Policies an iteration builds on. `trained`, newest first, pairs each iterate with its training reference."""
+    """Policies an iteration builds on.
+
+    `initial` is what scorers know as the initial policy: the run's, or what that was tuned from (`policy.base`).
+    `trained`, newest first, pairs each iterate with its training reference.
+    """
 
     initial: Policy
     trained: tuple[tuple[Policy, Policy], ...] = ()
@@ -54,9 +63,45 @@ def curate(run: Context, step: IterationPlan, history: History) -> Curated:
     sections = _sections(run, step, candidates)
     scores = _score(run, step, history, sections, done) if sections else {}
     labelled: tuple[Pairs, Floats] | None = None
+    figures: Mapping[str, float] | None = None
     if candidates is not None:
-        labelled = _label(run, step, candidates, scores.get("generated"), lost, done)
-    return select_pairs(run, step, scores.get("offline"), labelled, done)
+        own = scores.get("generated")
+        if step.generated is not None and step.generated.judge is not None:
+            judged, figures = _judge(run, step, history.newest, candidates, done)
+            candidates, own = judged.candidates, judged.scores
+            if judged.prompts_left_out:
+                lost = {**lost, ABSTAINED: judged.prompts_left_out}
+        labelled = _label(run, step, candidates, own, lost, done)
+    return select_pairs(run, step, scores.get("offline"), labelled, done, figures)
+
+
+def _judge(
+    run: Context, step: IterationPlan, newest: Policy, candidates: Candidates, done: dict[str, Stage]
+) -> tuple[Judged, Mapping[str, float]]:
+    """The judge's scores of the samples, as the stage ``judge``, and the figures it keeps."""
+    plan = step.generated
+    if plan is None or plan.judge is None or plan.judge_name is None:
+        raise DataError("Judging without a judge; this is a bug in the plan.")
+    judge = plan.judge
+    model = judge_model(run, judge, newest)
+
+    def compute(folder: Path, progress: Progress) -> None:
+        asked = bound(run, judge, model, iteration=step.iteration, purpose="judge", progress=progress)
+        scores = judge_scores(asked, candidates, may_abstain=isinstance(judge, AsksModel))
+        save_file({"scores": scores}, folder / "scores.safetensors")
+        left_out = {"samples_left_out": float(np.isnan(scores).sum())}
+        write_json(folder / "account.json", account(asked) | left_out)
+
+    inputs = {
+        "generate": done["generate"].key,
+        "judge": run.component("judge", plan.judge_name, judge),
+        "model": model_key(run, model),
+        "draw": [run.plan.config.seed, step.iteration],
+        "data": run.data.key,
+    }
+    done["judge"] = run.stage("judge", f"iter_{step.iteration}/judge", inputs, compute)
+    folder = done["judge"].path
+    return leave_out(candidates, load_file(folder / "scores.safetensors")["scores"]), read_json(folder / "account.json")
 
 
 def _sections(run: Context, step: IterationPlan, candidates: Candidates | None) -> tuple[Scored, ...]:
@@ -157,7 +202,7 @@ def _label(
 
     inputs = {
         "generate": done["generate"].key,
-        "score": done["score"].key if scores is not None else None,
+        "score": next((done[name].key for name in ("judge", "score") if name in done and scores is not None), None),
         "labeler": run.component("labeler", plan.settings.labeler.name, plan.labeler),
         "seed": [run.plan.config.seed, step.iteration],
         "data": run.data.key,

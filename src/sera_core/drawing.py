@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sera_core.context import Context, Policy, prompts_key, sampling_key
 from sera_core.curate.label import with_targets
-from sera_core.curate.prompts import AnyPrompt, named_prompts, offline_prompts, share_of_round
+from sera_core.curate.prompts import AnyPrompt, named_prompts, offline_prompts, prompt_set, share_of_round
 from sera_core.data.tables import read_candidates, write_candidates
 from sera_core.data.targets import tokenize_targets
 from sera_core.data.tokens import banned_ids, tokenize_prompts
@@ -75,11 +75,11 @@ def _prompts(run: Context, step: IterationPlan) -> tuple[tuple[Prompt, ...], Map
     plan = step.generated
     if plan is None:
         return (), {}, {}
-    settings = plan.settings
-    if settings.prompts == "offline":
+    name = prompt_set(run.data.source, plan.settings.prompts)
+    if name == "offline":
         return _of_iteration(run, step, offline_prompts(run.data.pairs.pairs)), {}, {}
     limits = limits_of(run.plan)
-    named = _of_iteration(run, step, named_prompts(run.data.source, settings.prompts))
+    named = _of_iteration(run, step, named_prompts(run.data.source, name))
     prompts, lost = tokenize_prompts(run.tokenizer, named, limits)
     if not plan.labeler.needs.targets:
         return prompts, {}, lost

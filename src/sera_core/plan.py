@@ -42,7 +42,7 @@ class OfflinePlan:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedPlan:
-    """Pairs from the policy's own samples."""
+    """Pairs from the policy's own samples. `judge_name` is what ``auto`` came to."""
 
     settings: GeneratedConfig
     sampling: Sampling
@@ -50,6 +50,8 @@ class GeneratedPlan:
     scorer: Scorer | None
     labeler: Labeler
     selector: Selector
+    judge: Judge | None = None
+    judge_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ class Plan:
     """A whole run, ready to start.
 
     `config` is that of the first iteration; `raw` the merged settings before validation; `user` those the user gave;
-    `provenance` maps each role and name used to ``name@distribution==version``.
+    `provenance` maps each role and name used to ``name@distribution==version``. `judge_name` is the evaluation judge's
+    name, whatever chose it.
     """
 
     config: RunConfig
@@ -90,6 +93,7 @@ class Plan:
     evaluation_sampling: Sampling
     iterations: tuple[IterationPlan, ...]
     provenance: Mapping[str, str]
+    judge_name: str | None = None
 
 
 class _Builder:
@@ -131,16 +135,18 @@ def make_plan(user: Mapping[str, Any], catalog: Catalog) -> Plan:
     build = _Builder(catalog, factory.component_defaults)
     source = build("source", source_spec)
     first = configs[0]
+    judge = _auto(first.evaluation.judge, source, otherwise=None)
     plan = Plan(
         config=first,
         raw=with_defaults(user, factory.defaults),
         user=user,
         source=source,
-        judge=_judge(first, source, build),
+        judge=None if judge is None else build("judge", judge),
         evaluation_generator=build("generator", first.evaluation.generator),
         evaluation_sampling=_evaluation_sampling(configs[-1]),
-        iterations=tuple(_iteration(t, config, build) for t, config in enumerate(configs, start=1)),
+        iterations=tuple(_iteration(t, config, source, build) for t, config in enumerate(configs, start=1)),
         provenance=build.provenance,
+        judge_name=None if judge is None else judge.name,
     )
     check_plan(plan)
     return plan
@@ -231,21 +237,21 @@ def _evaluation_sampling(config: RunConfig) -> Sampling:
     )
 
 
-def _judge(config: RunConfig, source: Source, build: _Builder) -> Judge | None:
-    spec = config.evaluation.judge
-    if spec is not None and spec.name == "auto":
-        spec = ComponentSpec(name="gold", options=spec.options) if source.provides.gold else None
-    judge: Judge | None = None if spec is None else build("judge", spec)
-    return judge
+def _auto(spec: ComponentSpec | None, source: Source, *, otherwise: str | None) -> ComponentSpec | None:
+    """The judge meant by ``auto``: gold where the source knows the right answers, else `otherwise`."""
+    if spec is None or spec.name != "auto":
+        return spec
+    name = "gold" if source.provides.gold else otherwise
+    return None if name is None else ComponentSpec(name=name, options=spec.options)
 
 
-def _iteration(iteration: int, config: RunConfig, build: _Builder) -> IterationPlan:
+def _iteration(iteration: int, config: RunConfig, source: Source, build: _Builder) -> IterationPlan:
     objective = config.objective
     return IterationPlan(
         iteration=iteration,
         config=config,
         offline=_offline(iteration, config, build),
-        generated=_generated(iteration, config, build),
+        generated=_generated(iteration, config, source, build),
         objective=ObjectivePlan(
             loss=build("objective", objective.loss),
             transforms=tuple(build("transform", spec) for spec in objective.transforms),
@@ -265,10 +271,11 @@ def _offline(iteration: int, config: RunConfig, build: _Builder) -> OfflinePlan 
     )
 
 
-def _generated(iteration: int, config: RunConfig, build: _Builder) -> GeneratedPlan | None:
+def _generated(iteration: int, config: RunConfig, source: Source, build: _Builder) -> GeneratedPlan | None:
     settings = config.generated
     if settings is None:
         return None
+    judge = _auto(settings.judge, source, otherwise="llm_judge")
     plan = GeneratedPlan(
         settings=settings,
         sampling=Sampling(settings.samples, settings.temperature, settings.top_p, settings.max_new_tokens),
@@ -276,5 +283,7 @@ def _generated(iteration: int, config: RunConfig, build: _Builder) -> GeneratedP
         scorer=None if settings.scorer is None else build("scorer", settings.scorer),
         labeler=build("labeler", settings.labeler),
         selector=build("selector", settings.selector),
+        judge=None if judge is None else build("judge", judge),
+        judge_name=None if judge is None else judge.name,
     )
     return plan if iteration >= settings.from_iteration else None

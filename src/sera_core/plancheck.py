@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sera_core.errors import ConfigError, suggest
+from sera_core.judgecheck import check_evaluation_judge, check_generated_scores
 from sera_core.plan import IterationPlan, Plan
 from sera_core.protocols import Component, Needs, Scorer
 
@@ -15,8 +16,10 @@ from sera_core.protocols import Component, Needs, Scorer
 def check_plan(plan: Plan) -> None:
     """Raise ConfigError for the first thing in the plan that could not be honoured, naming the option and a remedy."""
     _check_source(plan)
+    _check_base(plan)
     _check_loop(plan)
-    _check_evaluation(plan)
+    check_evaluation_judge(plan)
+    _check_prefixes(plan)
     for step in plan.iterations:
         _check_pairs_exist(step)
         _check_offline(plan, step)
@@ -39,6 +42,33 @@ def _check_source(plan: Plan) -> None:
         raise ConfigError("policy.revision is set, but policy.model is 'auto', which has no revisions. Remove it.")
     if policy.lora is not None and find_spec("peft") is None:
         raise ConfigError("policy.lora needs the package peft: pip install 'sera-core[peft]'.")
+
+
+def _check_base(plan: Plan) -> None:
+    policy = plan.config.policy
+    if policy.base is None:
+        return
+    if policy.base == "auto" and not plan.source.provides.policy:
+        raise ConfigError(
+            f"policy.base is 'auto', but source '{plan.config.source.name}' brings no policy. "
+            "Set policy.base to the local folder or hub name of what policy.model was tuned from."
+        )
+    if policy.base == policy.model and policy.revision is None:
+        raise ConfigError(
+            f"policy.base and policy.model are both '{policy.base}', so every implicit reward would be 0. "
+            "Set policy.model to a model that was tuned from policy.base."
+        )
+    # At iteration t there are t - 1 iterates beside the initial policy, which comes last.
+    reads = any(
+        scorer.needs.initial or scorer.needs.history >= step.iteration
+        for step in plan.iterations
+        for scorer in _acting_scorers(step)
+    )
+    if not reads:
+        raise ConfigError(
+            "policy.base is set, but no scorer reads the initial policy, nor trained iterates in iteration 1. "
+            "Remove it, or let such a scorer act from iteration 1 on."
+        )
 
 
 def _check_loop(plan: Plan) -> None:
@@ -68,12 +98,16 @@ def _check_loop(plan: Plan) -> None:
             )
 
 
-def _check_evaluation(plan: Plan) -> None:
-    if plan.judge is not None and plan.judge.needs.gold and not plan.source.provides.gold:
-        raise ConfigError(
-            f"evaluation.judge needs gold answers, which source '{plan.config.source.name}' does not have. "
-            "Choose another judge, or evaluation.judge=null."
-        )
+def _check_prefixes(plan: Plan) -> None:
+    prefixes = plan.config.evaluation.prefixes
+    for prefix in prefixes:
+        if not prefix.replace("{prompt}", "").strip() or prefix.count("{prompt}") > 1:
+            raise ConfigError(
+                f"evaluation.prefixes holds {prefix!r}. Give a text to stand before the prompt, or a template with "
+                "one {prompt} in it."
+            )
+        if prefixes.count(prefix) > 1:
+            raise ConfigError(f"evaluation.prefixes holds {prefix!r} twice. Keep one of them.")
 
 
 def _check_pairs_exist(step: IterationPlan) -> None:
@@ -99,7 +133,7 @@ def _check_offline(plan: Plan, step: IterationPlan) -> None:
             "all pairs anyway. Remove it."
         )
     reads = step.offline.selector.needs.scores
-    _check_scorer("offline", settings.scorer is not None, reads, f"selector '{settings.selector.name}'")
+    _check_offline_scorer(settings.scorer is not None, reads, f"selector '{settings.selector.name}'")
     if step.offline.acts and step.offline.scorer is not None:
         _check_scorer_needs(plan, step, step.offline.scorer, "offline", "offline.select_from=2")
 
@@ -115,7 +149,7 @@ def _check_generated(plan: Plan, step: IterationPlan) -> None:
         )
     if step.generated is None:
         return
-    known = ("offline", *plan.source.provides.prompts)
+    known = ("auto", "offline", *plan.source.provides.prompts)
     if settings.prompts not in known:
         raise ConfigError(
             f"generated.prompts = '{settings.prompts}': source '{plan.config.source.name}' has no such prompts. "
@@ -123,13 +157,12 @@ def _check_generated(plan: Plan, step: IterationPlan) -> None:
         )
     if settings.disjoint and settings.from_iteration == plan.config.loop.iterations:
         raise ConfigError("generated.disjoint has no effect: only one iteration generates. Remove it.")
-    labeler, selector = step.generated.labeler.needs, step.generated.selector.needs
+    labeler = step.generated.labeler.needs
     if labeler.targets and settings.prompts != "sft":
         raise ConfigError(
             f"labeler '{settings.labeler.name}' needs prompts that carry a reference answer: set generated.prompts=sft."
         )
-    reader = f"labeler '{settings.labeler.name}'" if labeler.scores else f"selector '{settings.selector.name}'"
-    _check_scorer("generated", settings.scorer is not None, labeler.scores or selector.scores, reader)
+    check_generated_scores(plan, step)
     if step.generated.scorer is not None:
         if step.generated.scorer.needs.annotations:
             raise ConfigError(
@@ -143,17 +176,18 @@ def _check_generated(plan: Plan, step: IterationPlan) -> None:
         )
 
 
-def _check_scorer(section: str, given: bool, read: bool, reader: str) -> None:
+def _check_offline_scorer(given: bool, read: bool, reader: str) -> None:
     if read and not given:
-        raise ConfigError(f"{section}.scorer is missing: {reader} reads scores. Set {section}.scorer.")
+        raise ConfigError(f"offline.scorer is missing: {reader} reads scores. Set offline.scorer.")
     if given and not read:
-        raise ConfigError(f"{section}.scorer is set, but {reader} reads no scores: it would be ignored. Remove it.")
+        raise ConfigError(f"offline.scorer is set, but {reader} reads no scores: it would be ignored. Remove it.")
 
 
 def _check_scorer_needs(plan: Plan, step: IterationPlan, scorer: Scorer, section: str, remedy: str) -> None:
-    if scorer.needs.history and step.iteration == 1:
+    if scorer.needs.history and step.iteration == 1 and plan.config.policy.base is None:
         raise ConfigError(
-            f"{section}.scorer reads trained iterates, and before iteration 1 there are none. Set {remedy}."
+            f"{section}.scorer reads trained iterates, and before iteration 1 there are none. Set {remedy}, or "
+            "policy.base to what the policy was tuned from."
         )
     # The scorer at iteration t reads iterates t-1, t-2, ...: their objectives decide whether a reference exists.
     read = plan.iterations[max(0, step.iteration - 1 - scorer.needs.history) : step.iteration - 1]
@@ -167,22 +201,29 @@ def _check_scorer_needs(plan: Plan, step: IterationPlan, scorer: Scorer, section
 
 
 def _check_objective(step: IterationPlan) -> None:
-    parts = step.objective
+    parts, loss = step.objective, step.config.objective.loss.name
     asked: tuple[tuple[str, Needs], ...] = (
         *(("objective.transforms", transform.needs) for transform in parts.transforms),
         ("objective.smoother", parts.smoother.needs),
         ("objective.reweighter", parts.reweighter.needs),
     )
     for where, needs in asked:
-        if needs.token_logits or needs.prefixes:
-            what = "both models' token logits" if needs.token_logits else "log-probs under a prompt prefix"
-            raise ConfigError(f"{where} needs {what}, which this version's log-prob engine does not compute.")
+        if needs.prefixes and where != "objective.transforms":
+            raise ConfigError(f"{where} asks for margins under a prompt prefix, which only a transform gets.")
+        if needs.extrapolation and where != "objective.smoother":
+            raise ConfigError(f"{where} asks for an extrapolated policy, which only a smoother gets.")
+        if needs.extrapolation and not parts.loss.needs.reference:
+            raise ConfigError(
+                f"{where} '{step.config.objective.smoother.name}' reads token logits extrapolated away from the "
+                f"reference, but objective '{loss}' has no reference. Set its extrapolation to 0, or choose another "
+                "objective."
+            )
         if needs.reference and not parts.loss.needs.reference:
-            raise ConfigError(f"{where} needs a reference, but objective '{step.config.objective.loss.name}' has none.")
+            raise ConfigError(f"{where} needs a reference, but objective '{loss}' has none.")
 
 
 def _check_dataset_scope(plan: Plan, step: IterationPlan) -> None:
-    """Only reweighters are asked about the whole training set, so nobody else may ask for measurements of it."""
+    """Only reweighters and smoothers are asked about the whole training set; nobody else may ask for its measuring."""
     parts, offline, generated = step.objective, step.offline, step.generated
     others: list[tuple[str, Component | None]] = [
         ("source", plan.source),
@@ -190,18 +231,17 @@ def _check_dataset_scope(plan: Plan, step: IterationPlan) -> None:
         ("evaluation.generator", plan.evaluation_generator),
         ("objective.loss", parts.loss),
         *(("objective.transforms", transform) for transform in parts.transforms),
-        ("objective.smoother", parts.smoother),
     ]
     if offline is not None:
         others += [("offline.scorer", offline.scorer), ("offline.selector", offline.selector)]
     if generated is not None:
-        names = ("generator", "scorer", "labeler", "selector")
+        names = ("generator", "scorer", "judge", "labeler", "selector")
         others += [(f"generated.{name}", getattr(generated, name)) for name in names]
     for where, component in others:
         if component is not None and component.needs.dataset_every:
             raise ConfigError(
                 f"{where}: {type(component).__name__} asks for measurements of the whole training set every "
-                f"{component.needs.dataset_every:g} epochs, which only a reweighter gets. Choose another component."
+                f"{component.needs.dataset_every:g} epochs, which only reweighters and smoothers get. Choose another."
             )
 
 
@@ -210,13 +250,36 @@ def _check_training(plan: Plan) -> None:
     from sera_core.train.precision import check_precision
 
     for step in plan.iterations:
-        build_arguments(step.config.training, output_dir=Path("unused"), seed=step.config.seed)
+        args = build_arguments(step.config.training, output_dir=Path("unused"), seed=step.config.seed)
         check_precision(step.config.policy.dtype, step.config.training)
+        if args.max_steps <= 0:
+            _check_dataset_interval(step, args.num_train_epochs)
+
+
+def _check_dataset_interval(step: IterationPlan, epochs: float) -> None:
+    """Refuse to measure the training set only once, by a policy that is its own reference."""
+    parts, loop, names = step.objective, step.config.loop, step.config.objective
+    if not parts.loss.needs.reference or (step.iteration > 1 and loop.start != loop.reference):
+        return
+    asked = (("smoother", names.smoother, parts.smoother), ("reweighter", names.reweighter, parts.reweighter))
+    for role, spec, part in asked:
+        if part.needs.dataset_every >= epochs:
+            raise ConfigError(
+                f"objective.{role}: '{spec.name}' measures the training set every {part.needs.dataset_every:g} epochs, "
+                f"but iteration {step.iteration} has training.num_train_epochs = {epochs:g}: it would be measured only "
+                "once, before the first step, when every margin is still 0. Measure more often (refresh), or train "
+                "for more epochs."
+            )
 
 
 def _scorers(step: IterationPlan) -> list[Scorer]:
     parts = (step.offline, step.generated)
     return [part.scorer for part in parts if part is not None and part.scorer is not None]
+
+
+def _acting_scorers(step: IterationPlan) -> list[Scorer]:
+    offline = None if step.offline is None or not step.offline.acts else step.offline
+    return [part.scorer for part in (offline, step.generated) if part is not None and part.scorer is not None]
 
 
 def _section(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -13,7 +13,7 @@ from sera_core.data.tables import read_pairs, write_pairs
 from sera_core.data.tokens import TokenLimits, template_hash, tokenize_pairs, tokenize_prompts
 from sera_core.errors import ConfigError, DataError
 from sera_core.models.hashes import weights_hash
-from sera_core.models.load import load_config, resolve_model
+from sera_core.models.load import load_config, load_tokenizer, resolve_model
 from sera_core.plan import Plan
 from sera_core.protocols import Progress
 from sera_core.records import Pairs, SourceData
@@ -24,11 +24,41 @@ from sera_core.workspace import Stage, Workspace
 def initial_policy(plan: Plan, cache: Path, progress: Progress) -> Policy:
     """The policy the run starts from, on disk."""
     settings = plan.config.policy
-    if settings.model == "auto":
+    return _policy(plan, 0, settings.model, settings.revision, cache, progress)
+
+
+def base_policy(plan: Plan, cache: Path, progress: Progress) -> Policy | None:
+    """What the initial policy was tuned from, on disk; None where `policy.base` names nothing."""
+    name = plan.config.policy.base
+    return None if name is None else _policy(plan, -1, name, None, cache, progress)
+
+
+def _policy(plan: Plan, iteration: int, name: str, revision: str | None, cache: Path, progress: Progress) -> Policy:
+    if name == "auto":
         path = plan.source.policy(plan.config.seed, cache, progress)
     else:
-        path = resolve_model(settings.model, cache, revision=settings.revision)
-    return Policy(0, path, weights_hash(path))
+        path = resolve_model(name, cache, revision=revision)
+    return Policy(iteration, path, weights_hash(path))
+
+
+def check_base(base: Policy, initial: Policy, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a base whose log-probs say nothing about the policy's responses.
+
+    Raises:
+        ConfigError: the base has the policy's own weights, or another vocabulary.
+    """
+    if base.hash == initial.hash:
+        raise ConfigError(
+            f"policy.base ({base.path}) has the weights of policy.model, so every implicit reward would be 0. "
+            "Give what the policy was tuned from."
+        )
+    own, other = tokenizer.get_vocab(), load_tokenizer(base.path).get_vocab()
+    differ = sorted(token for token in {*own, *other} if own.get(token) != other.get(token))
+    if differ:
+        raise ConfigError(
+            f"policy.base ({base.path}) has another tokenizer than policy.model: {len(differ)} tokens have other ids "
+            f"or are missing on one side, first {differ[0]!r}. Give what the policy was tuned from."
+        )
 
 
 def limits_of(plan: Plan) -> TokenLimits:

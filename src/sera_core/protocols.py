@@ -24,7 +24,9 @@ from sera_core.records import (
     Prompt,
     Response,
     ScoringLogps,
+    Smoothed,
     SourceData,
+    TextPrompt,
     Weighted,
 )
 
@@ -43,12 +45,15 @@ class Needs:
     initial: the scorer needs log-probs under the initial policy.
     history: how many trained iterates (each with its own reference) the scorer reads, newest first.
     annotations: every scored response must carry an annotated score.
-    token_logits: the smoother needs both models' token logits at response positions.
-    prefixes: prompt prefixes under which the transform needs log-probs.
+    extrapolation: the smoother's confidences are those of a policy extrapolated away from its reference: token logits
+        (1 + extrapolation) policy - extrapolation reference; finite and >= 0, 0 means the policy itself.
+    prefixes: prompt prefixes under which the transform needs margins. A prefix stands before the text of the last user
+        turn; one that holds ``{prompt}`` is a template for that text instead.
     whole_batch: the reweighter or smoother acts once per optimiser step, on the whole effective batch (all ranks, all
         micro-batches), instead of once per micro-batch. One that keeps a state or says how it weighed always does.
-    dataset_every: the reweighter weighs the whole training set instead, in one forward pass over all pairs before the
-        first optimiser step and again every so many epochs, finite and > 0; 0 means the effective batch.
+    dataset_every: the reweighter or smoother acts on the whole training set instead, in one forward pass over all
+        pairs before the first optimiser step and again every so many epochs, finite and > 0; 0 means the effective
+        batch.
     gold: the source must know the right answers.
     targets: the labeler needs prompts that carry a reference answer.
     scores: the labeler or selector reads scores, so that a scorer must be configured.
@@ -58,7 +63,7 @@ class Needs:
     initial: bool = False
     history: int = 0
     annotations: bool = False
-    token_logits: bool = False
+    extrapolation: float = 0.0
     prefixes: tuple[str, ...] = ()
     whole_batch: bool = False
     dataset_every: float = 0.0
@@ -116,6 +121,20 @@ class Selector(Component, Protocol):
         """
 
 
+@runtime_checkable
+class SelectsByPrompt(Protocol):
+    """A selector that compares the pairs of one prompt with each other. It is asked instead of `select`.
+
+    One that keeps nothing where every prompt has fewer than so many pairs says so with an attribute
+    ``pairs_per_prompt``, and data without them are refused before the run.
+    """
+
+    def select_by_prompt(
+        self, margins: Floats, prompts: NDArray[np.int64], pool: int, rng: np.random.Generator
+    ) -> NDArray[np.int64]:
+        """As `Selector.select`; `prompts` int64 [n] numbers the prompt of each pair."""
+
+
 class Labeler(Component, Protocol):
     """Turns several responses per prompt into pairs."""
 
@@ -160,6 +179,14 @@ class Smoother(Component, Protocol):
 
     def flip_weights(self, confidence: Tensor, batch: PairBatch) -> tuple[Tensor, Tensor]:
         """(keep [b], flip [b]) without gradient; neutral is (1, 0)."""
+
+
+@runtime_checkable
+class Smoothing(Protocol):
+    """A smoother that also says how it split. It is asked instead of `flip_weights`, once per effective batch."""
+
+    def smooth(self, confidence: Tensor, batch: PairBatch) -> Smoothed:
+        """What ``flip_weights(confidence, batch)`` gives, with finite metrics under names of their own."""
 
 
 class Reweighter(Component, Protocol):
@@ -221,6 +248,45 @@ class Judge(Component, Protocol):
 
     def compare(self, first: Sequence[Response], second: Sequence[Response]) -> tuple[Verdict, ...]:
         """One verdict per prompt, from `first`'s point of view; asked in both orders, undecidable is abstain."""
+
+
+class Asker(Protocol):
+    """Runs the model of a judge that asks one. Results are stored: asking again costs nothing."""
+
+    def answer_logps(self, questions: Sequence[TextPrompt], answers: Sequence[str]) -> Floats:
+        """Log p(answer | question), float64 [q, a]: natural-log sums over the answer's tokens, end of turn left out."""
+
+    def replies(
+        self, questions: Sequence[TextPrompt], *, samples: int, temperature: float, max_new_tokens: int
+    ) -> tuple[tuple[str, ...], ...]:
+        """`samples` sampled replies to each question, as text."""
+
+    def rewards(self, responses: Sequence[Response]) -> Floats:
+        """float64 [n], the single output of a sequence classifier on each prompt with its response."""
+
+
+@runtime_checkable
+class AsksModel(Protocol):
+    """A judge that asks a model, which the core runs: `bind` gives the judge to use.
+
+    `model` is a local folder, a hub name, ``smollm2-135m``, ``initial`` (the run's initial policy) or ``policy`` (the
+    newest iterate; only for judging samples to train on).
+    """
+
+    @property
+    def model(self) -> str:
+        """Which model to ask."""
+
+    def bind(self, asker: Asker) -> Judge:
+        """This judge with its model. Grades may be nan where it abstains."""
+
+
+@runtime_checkable
+class Accounting(Protocol):
+    """A judge that keeps count of how judging went, such as how often the order of two answers decided."""
+
+    def account(self) -> Mapping[str, float]:
+        """Named finite figures over everything judged so far, for reports."""
 
 
 class Source(Component, Protocol):

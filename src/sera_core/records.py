@@ -199,14 +199,14 @@ class PairLogps:
 class PairBatch:
     """What a transform or smoother may see beside margins: the batch's log-probs and where training stands.
 
-    `progress` in [0, 1] is the share of the iteration's optimiser steps done. `prefixed` holds log-probs under the
-    prompt prefixes named in `Needs.prefixes`, without gradient.
+    `progress` in [0, 1] is the share of the iteration's optimiser steps done. `prefixed` holds the objective's margins
+    [b] under each prompt prefix of `Needs.prefixes`, by the prefix, without gradient.
     """
 
     logps: PairLogps
     progress: float
     iteration: int
-    prefixed: Mapping[str, PairLogps] = field(default_factory=dict)
+    prefixed: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +233,18 @@ class Weighted:
     """
 
     weights: Tensor
+    metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Smoothed:
+    """How a smoother splits b pairs, `keep` and `flip` [b] without gradient, and figures that say how it came about.
+
+    `metrics` go into the step record under their own names: finite numbers, as floats or tensors [].
+    """
+
+    keep: Tensor
+    flip: Tensor
     metrics: Mapping[str, float | Tensor] = field(default_factory=dict)
 
 

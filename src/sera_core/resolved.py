@@ -16,8 +16,7 @@ def resolved_settings(plan: Plan, step: IterationPlan) -> dict[str, Any]:
     sampling = plan.evaluation_sampling
     found["evaluation"]["sampling"] = {field.name: getattr(sampling, field.name) for field in fields(sampling)}
     found["evaluation"]["generator"] = spelled(config.evaluation.generator.name, plan.evaluation_generator)
-    judge = next((part.partition(":")[2] for part in plan.provenance if part.startswith("judge:")), None)
-    found["evaluation"]["judge"] = None if judge is None else spelled(judge, plan.judge)
+    found["evaluation"]["judge"] = None if plan.judge_name is None else spelled(plan.judge_name, plan.judge)
     names, parts = config.objective, step.objective
     found["objective"] = {
         "loss": spelled(names.loss.name, parts.loss),
@@ -31,6 +30,8 @@ def resolved_settings(plan: Plan, step: IterationPlan) -> dict[str, Any]:
             spec = getattr(settings, role, None)
             if spec is not None and built is not None:
                 found[section][role] = spelled(spec.name, getattr(built, role))
+    if step.generated is not None and step.generated.judge_name is not None:
+        found["generated"]["judge"] = spelled(step.generated.judge_name, step.generated.judge)
     return found
 
 

@@ -18,14 +18,15 @@ from sera_core.catalog import Catalog
 from sera_core.context import Context
 from sera_core.curation import History
 from sera_core.data.tokens import chat_tokenizer, stop_ids, template_hash
-from sera_core.datacheck import check_data
+from sera_core.datacheck import check_data, check_prefixes
 from sera_core.host import build_manager
 from sera_core.iterate import Finished, run_iteration
+from sera_core.judging import check_judges
 from sera_core.models.card import model_card
 from sera_core.models.load import load_tokenizer, quiet
 from sera_core.models.store import LogProbStore
 from sera_core.plan import Plan, make_plan
-from sera_core.prepare import check_context_length, initial_policy, prepare
+from sera_core.prepare import base_policy, check_base, check_context_length, initial_policy, prepare
 from sera_core.ranks import joined
 from sera_core.records import IterationReport, StepRecord
 from sera_core.reporter import Reporter, Silent
@@ -33,7 +34,19 @@ from sera_core.resolved import resolved_settings
 from sera_core.workspace import Workspace, default_cache, digest, disk_refusals, link_tree, write_json
 
 # What the summary leaves to the iterations' own reports.
-_ONLY_IN_REPORT = frozenset({"selection", "kl_interval", "diagnostics", "probes"})
+_ONLY_IN_REPORT = frozenset(
+    {
+        "selection",
+        "judge",
+        "kl_interval",
+        "diagnostics",
+        "probes",
+        "augmented",
+        "tuning",
+        "margin_score_correlation",
+        "logp_gap_score_correlation",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +104,17 @@ def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
     progress = reporter.stage_started("policy")
     began = time.perf_counter()
     initial = workspace.ranks.on_main(lambda: initial_policy(plan, workspace.cache, progress))
+    base = workspace.ranks.on_main(lambda: base_policy(plan, workspace.cache, progress))
     reporter.stage_finished("policy", time.perf_counter() - began, reused=False)
     check_context_length(plan, initial)
     tokenizer = chat_tokenizer(load_tokenizer(initial.path), plan.config.tokens.chat_template)
+    if base is not None:
+        check_context_length(plan, base)
+        check_base(base, initial, tokenizer)
     data = prepare(plan, tokenizer, workspace, reporter)
     check_data(plan, data)
-    return Context(
+    check_prefixes(plan, data, tokenizer, initial)
+    run = Context(
         plan=plan,
         workspace=workspace,
         data=data,
@@ -106,7 +124,10 @@ def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
         stop_ids=stop_ids(tokenizer),
         store=LogProbStore(workspace.cache / "logps"),
         reporter=reporter,
+        base=base,
     )
+    check_judges(run)
+    return run
 
 
 def manifest(run: Context) -> dict[str, Any]:
@@ -134,6 +155,7 @@ def manifest(run: Context) -> dict[str, Any]:
             "template": run.template,
         },
         "initial_policy": {"path": str(run.initial.path), "weights": run.initial.hash},
+        "base_policy": None if run.base is None else {"path": str(run.base.path), "weights": run.base.hash},
         "processes": run.ranks.world,
     }
 
@@ -141,13 +163,21 @@ def manifest(run: Context) -> dict[str, Any]:
 def _iterate(run: Context, manager: pluggy.PluginManager) -> tuple[Finished, ...]:
     finished: list[Finished] = []
     for step in run.plan.iterations:
-        history = History(run.initial, tuple((f.policy, f.reference) for f in reversed(finished)))
+        history = _history(run, finished)
         on_step = _observe_steps(run, manager, finished)
         finished.append(run_iteration(run, step, history, on_step))
         run.ranks.on_main(lambda: _announce(run, manager, finished))
         if _converged(run.plan, finished):
             break
     return tuple(finished)
+
+
+def _history(run: Context, finished: list[Finished]) -> History:
+    """What the next iteration builds on; with a base the initial policy counts as trained, against that base."""
+    trained = tuple((f.policy, f.reference) for f in reversed(finished))
+    if run.base is None:
+        return History(run.initial, trained)
+    return History(run.base, (*trained, (run.initial, run.base)))
 
 
 def _announce(run: Context, manager: pluggy.PluginManager, finished: list[Finished]) -> None:

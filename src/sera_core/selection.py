@@ -12,7 +12,7 @@ import numpy as np
 from sera_core.context import Context, pairs_key
 from sera_core.curate import diagnose
 from sera_core.curate.score import both_sides, margins
-from sera_core.curate.select import keep, mix, select
+from sera_core.curate.select import keep, mix, prompt_numbers, select
 from sera_core.curate.streams import stream
 from sera_core.data.tables import read_pairs, write_pairs
 from sera_core.plan import IterationPlan
@@ -37,6 +37,7 @@ def select_pairs(
     offline_scores: Floats | None,
     labelled: tuple[Pairs, Floats] | None,
     done: dict[str, Stage],
+    judge: Mapping[str, float] | None = None,
 ) -> Curated:
     """Both sections' kept pairs, mixed, as the stage ``select``.
 
@@ -46,6 +47,7 @@ def select_pairs(
         offline_scores: float64 [2n] of the offline pairs' both sides; None where nothing scores them.
         labelled: generated pairs and their margins float64 [m]; None where nothing is generated.
         done: the iteration's stages so far; this one is added.
+        judge: the figures of the judge that scored the generated samples; None without one.
     """
 
     def compute(folder: Path, _progress: Progress) -> None:
@@ -54,7 +56,7 @@ def select_pairs(
         if step.offline is not None:
             parts["offline"], found["offline"] = _select_offline(run, step, offline_scores)
         if labelled is not None:
-            parts["generated"], found["generated"] = _select_generated(run, step, *labelled)
+            parts["generated"], found["generated"] = _select_generated(run, step, *labelled, judge)
         write_pairs(folder / "pairs.arrow", mix(parts))
         write_json(folder / "selection.json", found)
 
@@ -90,7 +92,7 @@ def _select_offline(run: Context, step: IterationPlan, scores: Floats | None) ->
     values = np.zeros(len(pairs.pairs)) if scores is None else margins(scores)
     rng = stream(run.plan.config.seed, step.iteration, "select offline")
     # The pool is the usable pairs: k = fraction N (Source: Ko et al. 2024, Eq. 6); rows refused earlier never counted.
-    kept = keep(pairs, select(plan.selector, values, len(pairs.pairs), rng))
+    kept = keep(pairs, select(plan.selector, values, len(pairs.pairs), rng, prompt_numbers(pairs.pairs)))
     found |= {
         "flip_auc": diagnose.flip_auc(values, pairs.pairs) if scores is not None else None,
         "kept": len(kept.pairs),
@@ -100,14 +102,18 @@ def _select_offline(run: Context, step: IterationPlan, scores: Floats | None) ->
     return kept, found
 
 
-def _select_generated(run: Context, step: IterationPlan, pairs: Pairs, values: Floats) -> tuple[Pairs, dict[str, Any]]:
+def _select_generated(
+    run: Context, step: IterationPlan, pairs: Pairs, values: Floats, figures: Mapping[str, float] | None
+) -> tuple[Pairs, dict[str, Any]]:
     plan, judge = step.generated, run.plan.judge
     if plan is None:
         return pairs, {}
     rng = stream(run.plan.config.seed, step.iteration, "select generated")
-    kept = keep(pairs, select(plan.selector, values, pairs.pool, rng))
+    kept = keep(pairs, select(plan.selector, values, pairs.pool, rng, prompt_numbers(pairs.pairs)))
     found: dict[str, Any] = {"pairs": len(pairs.pairs), "kept": len(kept.pairs)}
     found["kept_length_advantage"] = diagnose.length_advantage(kept.pairs)
+    if figures is not None:
+        found["judge"] = dict(figures)
     # Only gold answers are free; an LLM judge is for evaluation.
     if judge is not None and judge.needs.gold and kept.pairs:
         grades = np.asarray(judge.grade(both_sides(kept.pairs)), dtype=np.float64)

@@ -192,6 +192,23 @@ class IgnoresPool(Top):
         return cls(fraction=0.3)
 
 
+@dataclass(frozen=True)
+class ByPrompt(All):
+    """Selects by prompt soundly; `select` is what it is made with."""
+
+    def select_by_prompt(self, margins, prompts, pool, rng):
+        return All.select(self, margins, pool, rng)
+
+
+def by_prompt(**methods):
+    return dataclass(frozen=True)(type("Broken", (ByPrompt,), {"__doc__": "Broken.", **methods}))
+
+
+def renumbers_in_place(self, margins, prompts, pool, rng):
+    prompts += 1
+    return All.select(self, margins, pool, rng)
+
+
 BROKEN = [
     ("scorer", "constructible", RequiredOption),
     ("scorer", "constructible", WrongExample),
@@ -218,4 +235,8 @@ BROKEN = [
     ("selector", "honours-pool", IgnoresPool),
     ("selector", "honours-pool", selector(lambda chosen, margins, pool, rng: chosen[: 100 // pool])),
     ("selector", "leaves-inputs-alone", selector(adds_in_place)),
+    ("selector", "leaves-inputs-alone", by_prompt(select_by_prompt=renumbers_in_place)),
+    ("selector", "unique-sorted-in-range", by_prompt(select_by_prompt=lambda self, m, prompts, *_: prompts)),
+    ("selector", "select-alone", by_prompt(select=lambda self, margins, *_: np.zeros(2, dtype=np.int64))),
+    ("selector", "select-alone", by_prompt(select=lambda self, margins, *_: [0])),
 ]

@@ -82,8 +82,20 @@ def judge(**methods):
     return dataclass(frozen=True)(type("Broken", (Gold,), {"__doc__": "Broken.", **body}))
 
 
+def asking(judge=None, **attributes):
+    """A judge that asks a model; `judge` is what its bind gives."""
+    body = {"model": "initial", "bind": lambda self, asker: judge or self, **attributes}
+    return dataclass(frozen=True)(type("Asking", (Gold,), {"__doc__": "Asks.", **body}))
+
+
 def refuses(*args):
     raise NotImplementedError
+
+
+# Asks a model, only grades, and has no grade for anything: sound, if useless.
+Abstaining = asking(
+    grade=lambda self, responses: np.full(len(responses), np.nan), compare=lambda self, first, second: refuses()
+)
 
 
 @dataclass(frozen=True)
@@ -140,6 +152,11 @@ BROKEN = [
     ("judge", "grades", judge(grade=lambda responses: [1.0] * len(responses))),
     ("judge", "grades", judge(grade=lambda responses: np.arange(len(responses), dtype=np.float64))),
     ("judge", "grades", judge(grade=lambda responses: np.full(len(responses), np.nan))),
+    ("judge", "grades", asking(grade=lambda self, responses: np.full(len(responses), np.inf))),
+    ("judge", "names-a-model", asking(model="")),
+    ("judge", "names-a-model", asking(judge(needs=Needs(history=1))())),
+    ("judge", "account", judge(account=lambda: {"judged": np.nan})),
+    ("judge", "account", asking(account=lambda self: {1: 1.0})),
     ("source", "attributes", source(provides={"gold": True})),
     ("source", "attributes", source(defaults=[("beta", 1)])),
     ("source", "attributes", source(defaults={"beta": np.float32(1)})),

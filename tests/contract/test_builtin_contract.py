@@ -21,13 +21,13 @@ def test_every_registered_component_is_checked():
     ("role", "names"),
     [
         ("scorer", {"length", "annotated", "reference_gap"}),
-        ("selector", {"all", "top", "random", "threshold"}),
+        ("selector", {"all", "curriculum", "top", "random", "threshold"}),
         ("labeler", {"best_worst", "target_first"}),
         ("objective", {"dpo", "ipo", "hinge", "simpo", "orpo"}),
         ("smoother", {"none", "constant", "unbiased"}),
         ("reweighter", {"uniform"}),
         ("generator", {"transformers"}),
-        ("judge", {"gold"}),
+        ("judge", {"gold", "llm_judge", "llm_grades", "reward_model"}),
         ("source", {"world", "preferences"}),
     ],
 )

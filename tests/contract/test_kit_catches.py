@@ -40,6 +40,8 @@ def test_every_line_of_every_contract_has_a_component_that_breaks_it():
         ("reweighter", broken_training.GoodWeighing),
         ("source", broken_generation.GoodSource),
         ("selector", broken_curation.Selecting),
+        ("selector", broken_curation.ByPrompt),
+        ("judge", broken_generation.Abstaining),
     ],
 )
 def test_sound_component_passes(role, factory):

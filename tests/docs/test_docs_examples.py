@@ -19,6 +19,7 @@ from sera_core.cli import app
 from sera_core.data.formats import RowOptions, text_pairs
 from sera_core.errors import ConfigError
 from sera_core.plan import make_plan
+from sera_core.tune import make_tuning, read_choice
 
 WHOLE = [block for block in blocks("yaml") if not (block.mark or "").endswith("-defaults")]
 ABLATIONS = [block for block in WHOLE if "\nbase:" in block.text]
@@ -124,6 +125,14 @@ def test_run_commands_plan(line, catalog):
         assert config in {"my-run.yaml"}  # the reader's own file
         return
     make_plan(configfile.override(settings(path), overrides), catalog)
+
+
+@pytest.mark.parametrize("line", sorted({line for _, line in COMMANDS if line.startswith("sera tune ")}))
+def test_tune_commands_plan(line):
+    _, _, config, choice, *rest = shlex.split(line)
+    overrides = [argument for argument in rest if "=" in argument]
+    raw = configfile.override(settings(configfile.locate(config)), overrides)
+    check_arms(make_tuning(raw, read_choice(choice), metric="accuracy").ablation)
 
 
 @pytest.mark.parametrize("line", sorted({line for _, line in COMMANDS if line.startswith("sera describe ")}))

@@ -68,6 +68,8 @@ def drop_reasons():
     targets = (ROOT / "src/sera_core/data/targets.py").read_text(encoding="utf-8")
     for part in (tokens, encoding, labeler, targets):
         found |= {reason for match in returned.finditer(part) for reason in match.groups()}
+    curation = (ROOT / "src/sera_core/curation.py").read_text(encoding="utf-8")
+    found |= set(re.findall(r'^ABSTAINED = "(\w+)"', curation, re.MULTILINE))
     finish_reasons = {"stop", "length", "given"}
     return found - {None} - finish_reasons
 

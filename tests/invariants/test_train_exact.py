@@ -166,7 +166,7 @@ def test_the_token_budget_reaches_every_forward_pass(tmp_path, monkeypatch):
         budgets.append(token_budget)
         return group_logps(*arguments, token_budget=token_budget)
 
-    monkeypatch.setattr("sera_core.train.trainer.group_logps", spy)
+    monkeypatch.setattr("sera_core.train.measuring.group_logps", spy)
     common = {"optim": "sgd", "learning_rate": 0.05}
     small = trained(tmp_path / "small", token_budget=20, training=common, algebra=ALGEBRAS["whole batch"]())
     assert set(budgets) == {20}
@@ -224,8 +224,8 @@ def plain_margin(model, pair, chosen_reference, rejected_reference):
 
 
 def gradient(model, inputs, total):
-    logps = group_logps(model, inputs.groups)
-    result = pair_losses(cases.algebra(), PairBatch(inputs.logps(logps.sums, logps.lengths), 0.0, 0))
+    logps = group_logps(model, inputs.plain.groups)
+    result = pair_losses(cases.algebra(), PairBatch(inputs.plain.logps(logps.sums), 0.0, 0))
     model.zero_grad()
     loss = reduce(result, torch.ones(len(inputs.ids)), total)
     loss.backward()

@@ -14,6 +14,7 @@ from sera_core.builtin.smoothers import Constant
 from sera_core.errors import ModelError
 from sera_core.records import Weighted
 from sera_core.train.lora import LoraOptions
+from sera_core.train.measuring import Measurer
 from sera_core.train.run import train
 from sera_core.train.trainer import PairTrainer
 
@@ -47,13 +48,13 @@ class Seen(cases.Telling):
 @pytest.mark.parametrize("smoother", [lambda: Constant(0.1), cases.MovingThreshold])
 def test_one_micro_batch_needs_no_second_pass(tmp_path, monkeypatch, lora, smoother):
     passes = []
-    logps = PairTrainer._logps
+    logps = Measurer.logps
 
-    def spy(trainer, model, inputs):
+    def spy(measurer, model, answers):
         passes.append(torch.is_grad_enabled())
-        return logps(trainer, model, inputs)
+        return logps(measurer, model, answers)
 
-    monkeypatch.setattr(PairTrainer, "_logps", spy)
+    monkeypatch.setattr(Measurer, "logps", spy)
 
     def run(folder):
         passes.clear()
@@ -215,5 +216,6 @@ def test_a_checkpoint_holds_the_weights_of_the_training_set(tmp_path):
         train(cases.request(tmp_path, algebra=algebra, checkpoint_every=2), stop)
     state = json.loads((tmp_path / "checkpoint-4" / "components.json").read_text())["dataset weights"]
     assert state["measured_at"] == 4
-    assert len(state["weights"]) == 20
-    assert sum(state["weights"]) == pytest.approx(20, rel=1e-5)
+    (weights,) = state["values"]
+    assert len(weights) == 20
+    assert sum(weights) == pytest.approx(20, rel=1e-5)

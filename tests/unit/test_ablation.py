@@ -1,11 +1,14 @@
 """Ablations as data: which arms a file means, what they are compared with, and what their table says."""
 
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
 from scipy import stats
 
-from sera_core.ablate import Result, jobs_of
+from sera_core.ablate import Result, jobs_of, run_all
 from sera_core.ablation import locate_ablation, make_ablation, presets, read_ablation
 from sera_core.ablation_table import ablation_table, difference, estimate, over_seeds
 from sera_core.errors import ConfigError
@@ -72,6 +75,9 @@ def test_a_baseline_point_is_met_in_the_same_variant(point):
         ({"sedes": [1]}, r"Unknown key 'sedes' in the ablation.*seeds"),
         ({"base": "dpoo"}, r"No configuration file 'dpoo'.*dpo"),
         ({"seeds": []}, r"seeds"),
+        ({"seeds": [0, 1, 0]}, r"seeds: 0 is there twice"),
+        ({"variants": {"..": {}}, "grid": {}}, r"called '\.' or '\.\.'"),
+        ({"seeds": [0, -1]}, r"seeds: -1 is negative"),
         ({"grid": {"source.noise": []}}, r"grid.source.noise is empty"),
         ({"grid": {"seed": [1, "1"]}}, r"Two arms of the ablation are called 'dpo,seed=1'"),
         ({"baseline": "dop"}, r"baseline 'dop' is no variant and no point of the grid.*dpo"),
@@ -90,6 +96,31 @@ def test_shipped_ablations_are_found_by_name_and_by_path():
         assert read_ablation(path).arms
     with pytest.raises(ConfigError, match=r"No ablation file 'dro-radios'.*dro-radius"):
         locate_ablation("dro-radios")
+
+
+def live_or_die(job):
+    """A run by name: ``exit`` and ``kill`` die, the others take a moment; each notes that it ran."""
+    job.out.mkdir(parents=True)
+    with (job.out / "started").open("x"):
+        pass
+    if job.arm.variant == "exit":
+        os._exit(3)
+    if job.arm.variant == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)
+    return Result(job.arm.name, job.seed, str(job.out), {}, {})
+
+
+def test_where_a_process_dies_the_others_go_on(tmp_path):
+    variants = {"long": {}, "exit": {}, "b": {}, "kill": {}, "c": {}}
+    ablation = make_ablation({"name": "t", "base": "dpo", "variants": variants, "seeds": [0]}, HERE)
+    jobs = jobs_of(ablation, tmp_path)
+    results = list(run_all(jobs, live_or_die, 2))
+    assert sorted((each.arm, each.seed) for each in results) == sorted((job.arm.name, job.seed) for job in jobs)
+    assert all((job.out / "started").exists() for job in jobs)
+    failed = {each.arm for each in results if each.error is not None}
+    assert failed == {"exit", "kill"}
+    assert all("its process died" in each.error for each in results if each.arm in failed)
 
 
 def result(arm, seed, win):

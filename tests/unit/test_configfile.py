@@ -41,6 +41,11 @@ def test_override_creates_missing_sections_and_indexes_lists():
     assert result["loop"] == {"iterations": 2}
 
 
+def test_override_into_a_bare_component_name_in_a_list():
+    result = override({"objective": {"transforms": ["a", "b"]}}, ["objective.transforms.1.strength=0.5"])
+    assert result["objective"]["transforms"] == ["a", {"name": "b", "strength": 0.5}]
+
+
 def test_override_a_source_by_another_drops_its_options():
     result = override({"source": {"name": "world", "noise": 0.4}}, ["source=data/pairs.jsonl", "source.limit=8"])
     assert result["source"] == {"name": "data/pairs.jsonl", "limit": 8}
@@ -54,6 +59,7 @@ def test_override_a_source_by_another_drops_its_options():
         ("a=[1", "not valid YAML"),
         ("seed.deeper=1", "'deeper' is inside 3"),
         ("items.9=1", "not an index into a list of 1"),
+        ("objective.transforms.0.strength=1", "not an index into a list of 0"),
     ],
 )
 def test_override_refusals(argument, words):

@@ -110,11 +110,11 @@ def test_margins_of_labelled_pairs_and_invented_responses():
 @pytest.mark.parametrize("values", [(2.0,), (-1.0,), (1.0, 0.0), (0.0, 0.0)])
 def test_bad_selections_are_refused(values):
     with pytest.raises(ConfigError, match="not sorted, unique and in range"):
-        select(Fixed(values), np.zeros(2), 2, np.random.default_rng(0))
+        select(Fixed(values), np.zeros(2), 2, np.random.default_rng(0), np.arange(2))
 
 
 def test_an_empty_selection_is_a_selection():
-    assert select(Fixed(()), np.zeros(2), 2, np.random.default_rng(0)).size == 0
+    assert select(Fixed(()), np.zeros(2), 2, np.random.default_rng(0), np.arange(2)).size == 0
 
 
 def test_mix_counts_drops_per_source():

@@ -3,9 +3,11 @@
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 
@@ -40,7 +42,8 @@ def catalog_with(**scorers):
 
 def test_builtins_are_registered_in_every_role_but_transform():
     catalog = load_catalog()
-    assert {role for role in ROLES if not catalog.names(role)} == {"transform"}
+    builtin = {entry.role for entry in catalog.entries() if entry.distribution == "sera-core"}
+    assert set(ROLES) - builtin == {"transform"}
     assert catalog.names("objective") == ("dpo", "hinge", "ipo", "orpo", "simpo")
     assert catalog.entry("objective", "dpo").provenance.startswith("dpo@sera-core==")
     assert catalog.entry("scorer", "irm").distribution == "sera-plugin-irm"
@@ -74,6 +77,8 @@ def test_unknown_names_and_options_suggest():
         ("reweighter", "cvar", "sera-plugin-dro"),
         ("reweighter", "dr_dpo", "sera-plugin-dro"),
         ("smoother", "label_flip", "sera-plugin-dro"),
+        ("labeler", "direct_judgment", "sera-plugin-spa"),
+        ("transform", "self_refinement", "sera-plugin-srdpo"),
     ],
 )
 def test_a_missing_plugin_is_named(monkeypatch, role, name, distribution):
@@ -83,8 +88,100 @@ def test_a_missing_plugin_is_named(monkeypatch, role, name, distribution):
 
 
 def test_every_name_provided_elsewhere_is_registered_by_that_distribution():
-    found = {entry.name: entry.distribution for entry in load_catalog().entries() if entry.plugin in ("irm", "dro")}
-    assert found == dict(PROVIDED_ELSEWHERE)
+    ours = set(PROVIDED_ELSEWHERE.values())
+    entries = [entry for entry in load_catalog().entries() if entry.distribution in ours]
+    found = {(entry.role, entry.name): entry.distribution for entry in entries}
+    installed = set(found.values())
+    assert {"sera-plugin-dro", "sera-plugin-irm"} <= installed
+    assert found == {key: name for key, name in PROVIDED_ELSEWHERE.items() if name in installed}
+
+
+@pytest.mark.parametrize("plugins", ["dro", ""], ids=["installed", "not installed"])
+def test_a_name_in_the_wrong_role_is_told_its_own(monkeypatch, plugins):
+    monkeypatch.setenv("SERA_PLUGINS", plugins)
+    catalog = load_catalog()
+    with pytest.raises(
+        ConfigError, match="Unknown reweighter 'label_flip'. 'label_flip' is a smoother, not a rew"
+    ) as told:
+        catalog.entry("reweighter", "label_flip")
+    assert "pip install" not in str(told.value)
+    with pytest.raises(ConfigError, match="Unknown smoother 'dpo'. 'dpo' is an objective, not a smoother. Known: "):
+        catalog.entry("smoother", "dpo")
+    with pytest.raises(ConfigError, match="'direct_judgment' is a scorer and a labeler, not an objective"):
+        catalog.entry("objective", "direct_judgment")
+    with pytest.raises(ConfigError, match="^Unknown smoother 'nowhere'. Known: "):
+        catalog.entry("smoother", "nowhere")
+
+
+@dataclass(frozen=True)
+class Inner:
+    """A mapping that an option may be."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+    low: float
+    high: float = 1.0
+
+    def __post_init__(self):
+        if self.low < 0:
+            raise ConfigError("inner: low must be >= 0.")
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A scorer with options of many types."""
+
+    size: float | Inner | None = None
+    count: int = 1
+    either: bool | float = 1.0
+    ends: tuple[float, float] = (0.0, 1.0)
+    flag: bool = False
+    anything: Any = None
+    needs: Needs = dataclasses.field(default=Needs(), init=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": {"low": 0, "hihg": 2}}, "size.hihg is unknown."),
+        ({"size": {"hihg": 2}}, "size.hihg is unknown; size.low is missing."),
+        ({"size": {}}, "size.low is missing."),
+        ({"size": {"low": "x"}}, "size.low = 'x': must be a number."),
+        ({"size": {"low": True}}, "size.low = True: must be a number."),
+        ({"size": {"low": -1}}, "inner: low must be >= 0."),
+        ({"size": [1]}, "size = [1]: must be a number or must be a mapping (key: value)."),
+        ({"size": True}, "size = True: must be a number or must be a mapping (key: value)."),
+        ({"count": True}, "count = True: must be a number."),
+        ({"ends": [0, False]}, "ends.1 = False: must be a number."),
+        ({"flag": "yes"}, "flag = 'yes': must be true or false."),
+        ({"flag": 1}, "flag = 1: must be true or false."),
+    ],
+    ids=str,
+)
+def test_what_is_wrong_with_an_option_is_said_of_what_was_meant(options, message):
+    with pytest.raises(ConfigError) as told:
+        catalog_with(typed=Typed).build("scorer", "typed", options)
+    assert str(told.value) == f"scorer 'typed': {message}"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("size", 2, 2.0),
+        ("size", "1e-5", 1e-5),
+        ("size", {"low": 1}, Inner(1.0)),
+        ("size", None, None),
+        ("count", "3", 3),
+        ("either", True, True),
+        ("either", 2, 2.0),
+        ("ends", [0, "2"], (0.0, 2.0)),
+        ("flag", True, True),
+        ("anything", True, True),
+    ],
+)
+def test_numbers_are_read_from_text_and_truth_values_kept(option, value, expected):
+    found = getattr(catalog_with(typed=Typed).build("scorer", "typed", {option: value}), option)
+    assert (found, type(found)) == (expected, type(expected))
 
 
 def test_name_collisions_name_both_parties():

@@ -175,18 +175,18 @@ class AsksForDataset:
         ("source", lambda plan, asks: dataclasses.replace(plan, source=asks)),
         ("evaluation.judge", lambda plan, asks: dataclasses.replace(plan, judge=asks)),
         ("objective.loss", lambda plan, asks: in_objective(plan, loss=asks)),
-        ("objective.smoother", lambda plan, asks: in_objective(plan, smoother=asks)),
         ("objective.transforms", lambda plan, asks: in_objective(plan, transforms=(asks,))),
         ("offline.scorer", lambda plan, asks: in_iteration(plan, "offline", scorer=asks)),
         ("generated.labeler", lambda plan, asks: in_iteration(plan, "generated", labeler=asks)),
     ],
 )
-def test_only_a_reweighter_measures_the_training_set(catalog, where, place):
+def test_only_reweighters_and_smoothers_measure_the_training_set(catalog, where, place):
     plan = make_plan(preset("sera-dpo"), catalog)
     asks = type("Asks", (), {**vars(AsksForDataset), "provides": plan.source.provides})()
     with pytest.raises(ConfigError, match=f"{where}: Asks asks for measurements of the whole training set every 0.5"):
         check_plan(place(plan, asks))
     check_plan(in_objective(plan, reweighter=asks))
+    check_plan(in_objective(plan, smoother=asks))
 
 
 def in_iteration(plan, section, **parts):

@@ -32,8 +32,8 @@ from sera_core.train.checkpoint import (
 )
 from sera_core.train.checks import check_reference, disable_dropout
 from sera_core.train.lora import LoraOptions, adapter_off, merge, wrap_lora
+from sera_core.train.needs import check_needs
 from sera_core.train.precision import cast_back, cast_to_master, check_precision, set_precision
-from sera_core.train.run import check_needs
 from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra
 
@@ -78,19 +78,19 @@ def test_collation_keeps_ids_references_and_flips():
     dataset = PairDataset(Pairs((pair("a", flipped=True), pair("b"))), reference)
     batch = collate([dataset[Draw(1, True)], dataset[Draw(0, True)]])
     assert batch.ids == ("b", "a")
-    assert batch.chosen_reference.tolist() == [-2.5, -1.5]
-    assert batch.rejected_reference.dtype == torch.float32
-    assert batch.groups[0].responses[1].tolist() == [5]
+    assert batch.plain.chosen_reference.tolist() == [-2.5, -1.5]
+    assert batch.plain.rejected_reference.dtype == torch.float32
+    assert batch.plain.groups[0].responses[1].tolist() == [5]
     assert batch.indices.tolist() == [1, 0]
     assert batch.flipped[1].item() == 1
     assert bool(batch.flipped[0].isnan())
     assert batch.pairs == 2
-    logps = batch.logps(torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([2, 1, 2, 1]))
+    logps = batch.plain.logps(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert logps.chosen_policy.tolist() == [1, 3]
     assert logps.rejected_length.tolist() == [1, 1]
     filler = collate([dataset[Draw(0, False)]])
     assert filler.pairs == 0
-    assert collate([PairDataset(Pairs((pair("a"),)), None)[Draw(0, True)]]).chosen_reference is None
+    assert collate([PairDataset(Pairs((pair("a"),)), None)[Draw(0, True)]]).plain.chosen_reference is None
 
 
 @pytest.mark.parametrize(
@@ -376,11 +376,17 @@ class Part:
 @pytest.mark.parametrize(
     ("parts", "has_reference", "message"),
     [
-        ((Part(), (Part(Needs(prefixes=("p",))),), Part(), Part()), False, "transform 0 Part needs log-probs under"),
-        ((Part(), (), Part(Needs(token_logits=True)), Part()), False, "smoother Part needs token logits"),
+        ((Part(), (), Part(Needs(prefixes=("p",))), Part()), False, "smoother Part asks for margins under prompt"),
+        ((Part(), (), Part(), Part(Needs(extrapolation=0.5))), False, "reweighter Part asks for an extrapolated"),
+        ((Part(), (), Part(Needs(extrapolation=-0.5)), Part()), False, "the extrapolation -0.5, which must"),
+        ((Part(), (), Part(Needs(extrapolation=0.5)), Part()), False, "from a reference, and the objective has none"),
         ((Part(Needs(reference=True)), (), Part(), Part()), False, "objective Part needs reference"),
         ((Part(), (), Part(), Part()), True, "no component uses them"),
-        ((Part(), (), Part(Needs(dataset_every=1.0)), Part()), False, "smoother Part asks for.*every 1 epochs. Only a"),
+        (
+            (Part(Needs(dataset_every=1.0)), (), Part(), Part()),
+            False,
+            "objective Part asks for.*every 1 epochs. Only a",
+        ),
         ((Part(), (), Part(), Part(Needs(dataset_every=-0.5))), False, "reweighter Part asks for.*every -0.5 epochs"),
         ((Part(), (), Part(), Part(Needs(dataset_every=float("inf")))), False, "finite number above 0"),
     ],

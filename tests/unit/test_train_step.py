@@ -355,5 +355,5 @@ def test_reserved_names_are_those_of_a_record():
     rows = torch.ones(1, 23, dtype=torch.float64)
     metrics = step_metrics(rows, reference=True, weighted=True)
     assert len(metrics) == 20
-    others = {"iteration", "step", "epoch", "learning_rate", "grad_norm", "reweighted_at"}
+    others = {"iteration", "step", "epoch", "learning_rate", "grad_norm", "reweighted_at", "resmoothed_at"}
     assert reserved_names() == metrics.keys() | others

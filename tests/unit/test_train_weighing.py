@@ -11,8 +11,9 @@ import torch
 from sera_core.errors import ModelError, StoreError
 from sera_core.protocols import Needs, Stateful, Weighing
 from sera_core.records import BatchStats, Weighted
-from sera_core.train.dataset_weights import DatasetWeights
-from sera_core.train.weighing import plain_metrics, weigh, weighs_dataset, weighs_whole_batch
+from sera_core.train.dataset_values import DatasetValues
+from sera_core.train.told import plain_metrics
+from sera_core.train.weighing import weigh, weighs_dataset, weighs_whole_batch
 
 NOTHING = Needs()
 
@@ -115,16 +116,17 @@ def test_who_weighs_what():
 
 def test_dataset_weights_survive_json_bit_for_bit():
     weights = torch.tensor([1 / 3, 1e-30, 2.0, 16777217 / 7])
-    kept = DatasetWeights(4, every=3)
+    kept = DatasetValues(4, 3, (1.0,))
     assert [kept.due(done) for done in range(5)] == [True, False, False, True, False]
-    kept.put(weights, 4)
-    other = DatasetWeights(4, every=3)
+    assert kept.of(torch.arange(4))[0].tolist() == [1.0] * 4
+    kept.put((weights,), 4)
+    other = DatasetValues(4, 3, (1.0,))
     assert isinstance(other, Stateful)
     other.load_state_dict(json.loads(json.dumps(kept.state_dict())))
     assert other.measured_at == 4
-    assert torch.equal(other.of(torch.tensor([3, 0, 1, 2])), weights[[3, 0, 1, 2]])
+    assert torch.equal(other.of(torch.tensor([3, 0, 1, 2]))[0], weights[[3, 0, 1, 2]])
 
 
 def test_dataset_weights_of_other_data_are_refused():
-    with pytest.raises(StoreError, match="weights of 3 pairs, the training set has 4"):
-        DatasetWeights(4, every=1).load_state_dict(DatasetWeights(3, every=1).state_dict())
+    with pytest.raises(StoreError, match="values of 3 pairs, the training set has 4"):
+        DatasetValues(4, 1, (1.0,)).load_state_dict(DatasetValues(3, 1, (1.0,)).state_dict())

@@ -1,6 +1,8 @@
 """Options that cannot be honoured are refused when the component is built, naming the option."""
 
+import numpy as np
 import pytest
+import torch
 
 from sera_core.catalog import load_catalog
 from sera_core.errors import ConfigError
@@ -19,7 +21,7 @@ NAN = float("nan")
 
 
 @pytest.mark.parametrize("factory", [Wasserstein, KL, ChiSquare, WassersteinDiscrete, LabelFlip])
-@pytest.mark.parametrize("radius", [-0.1, NAN, float("inf"), True, "0.1", [0.1]])
+@pytest.mark.parametrize("radius", [-0.1, NAN, float("inf"), True, np.True_, torch.tensor(True), "0.1", [0.1]], ids=str)
 def test_bad_radii_are_named(factory, radius):
     with pytest.raises(ConfigError, match="option radius must be a finite number >= 0"):
         factory(radius=radius)
@@ -116,6 +118,37 @@ def test_configurations_build_schedules_and_supports():
 def test_configurations_with_a_mistake_in_the_radius_are_refused(radius):
     with pytest.raises(ConfigError, match="reweighter 'wasserstein': .*radius"):
         load_catalog().build("reweighter", "wasserstein", {"radius": radius})
+
+
+RADII = [("reweighter", "wasserstein"), ("reweighter", "kl"), ("reweighter", "chi2"), ("smoother", "label_flip")]
+
+
+@pytest.mark.parametrize(("role", "name"), RADII)
+@pytest.mark.parametrize(
+    ("radius", "message"),
+    [
+        ({"start": 0, "end": 0.1, "untill": 0.5}, r"radius\.untill is unknown\."),
+        ({"start": 0, "stop": 0.1}, r"radius\.stop is unknown; radius\.end is missing\."),
+        ({"start": "low", "end": 0.1}, r"radius\.start = 'low': must be a number\."),
+        ({"start": 0, "end": -0.1}, "radius schedule: option end must be a finite radius >= 0.*got -0.1"),
+        ({"start": 0, "end": 0.1, "until": 2}, "radius schedule: option until must be a share"),
+        (True, "radius = True: must be a number or must be a mapping"),
+    ],
+    ids=str,
+)
+def test_a_mistake_in_a_schedule_names_the_component_and_the_key(role, name, radius, message):
+    with pytest.raises(ConfigError, match=f"^{role} '{name}': {message}"):
+        load_catalog().build(role, name, {"radius": radius})
+
+
+@pytest.mark.parametrize("value", ["yes", "true", 1, 0])
+def test_a_flag_is_true_or_false_and_nothing_else(value):
+    with pytest.raises(ConfigError, match=f"reweighter 'wasserstein': normalise = {value!r}: must be true or false"):
+        load_catalog().build("reweighter", "wasserstein", {"normalise": value})
+
+
+def test_the_default_refresh_weighs_again_within_one_epoch():
+    assert Wasserstein(scope="dataset").needs.dataset_every == 0.25
 
 
 def test_the_default_radius_is_stated():

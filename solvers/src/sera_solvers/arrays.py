@@ -145,7 +145,7 @@ def as_scalar(value: object, name: str, low: float = 0.0, high: float = FINITE[1
         return _device_scalar(value, name, low, high, above)
     bound = f"{'>' if above else '>='} {low:g}"
     limit = {math.inf: "", FINITE[1]: ", finite"}.get(high, f", <= {high:g}")
-    if isinstance(value, bool | str) or getattr(value, "ndim", 0) != 0:
+    if isinstance(value, str) or _is_bool(value) or getattr(value, "ndim", 0) != 0:
         raise InputError(name, f"a number {bound}{limit}", _describe(value))
     try:
         number = float(value)  # type: ignore[arg-type]  # the except clause is the check
@@ -158,11 +158,16 @@ def as_scalar(value: object, name: str, low: float = 0.0, high: float = FINITE[1
 
 def _device_scalar(value: Scalar, name: str, low: float, high: float, above: bool) -> Scalar:
     torch = sys.modules["torch"]
-    if value.ndim != 0:
-        raise InputError(name, "a single number", f"a tensor of shape {tuple(value.shape)}")
+    if value.ndim != 0 or _is_bool(value):
+        raise InputError(name, "a single number", f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}")
     number = value.detach().to(torch.float64)
     good = (number <= high) & ((number > low) if above else (number >= low))
     return torch.where(good, number, math.nan)
+
+
+def _is_bool(value: object) -> bool:
+    """Whether it is a truth value, of Python, NumPy or torch, which all would pass for 0 or 1."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
 def _describe(value: object) -> str:

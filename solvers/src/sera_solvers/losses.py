@@ -12,7 +12,7 @@ from sera_solvers.arrays import Array, is_tensor, namespace
 from sera_solvers.errors import InputError
 
 FEWEST_PIECES = 2
-ACCEPTED = "a ConvexLoss, an AffineMax or (slope, intercept) pairs"
+ACCEPTED = "a ConvexLoss, an AffineMax or (slope, intercept) pairs, [K, 2]"
 
 
 class Loss(Protocol):
@@ -44,8 +44,8 @@ class Loss(Protocol):
         ...
 
 
-LossLike: TypeAlias = Loss | Sequence[tuple[float, float]]
-"""A loss, or the (slope, intercept) pairs of one."""
+LossLike: TypeAlias = Loss | Sequence[tuple[float, float]] | Array
+"""A loss, or the (slope, intercept) pairs of one: a sequence of K pairs or a NumPy array [K, 2]."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,15 @@ def as_loss(loss: LossLike) -> Loss:
     """
     if isinstance(loss, ConvexLoss | AffineMax):
         return loss
-    if isinstance(loss, Sequence):
+    if isinstance(loss, Sequence | np.ndarray):
         return _from_pairs(loss)
     if all(hasattr(loss, name) for name in ("value", "derivative", "name", "decreasing", "positive_domain")):
-        return loss
+        own: Loss = loss
+        return own
     raise InputError("loss", ACCEPTED, repr(loss))
 
 
-def _from_pairs(pairs: Sequence[tuple[float, float]]) -> AffineMax:
+def _from_pairs(pairs: Sequence[tuple[float, float]] | Array) -> AffineMax:
     try:
         table = np.array(pairs, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -178,6 +179,27 @@ def check_support(support: tuple[float, float], loss: Loss) -> tuple[float, floa
     return low, high
 
 
+def at_ends(loss: Loss, support: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(l(lo), l(hi)) and (l'(lo), l'(hi)).
+
+    Raises:
+        InputError: naming `loss`: one of them is not finite, or the loss does not map [2] to [2].
+    """
+    ends = np.array(support)
+    with np.errstate(all="ignore"):
+        values, slopes = np.asarray(loss.value(ends)), np.asarray(loss.derivative(ends))
+    for what, found in (("value", values), ("derivative", slopes)):
+        if found.shape != ends.shape:
+            got = f"shape {found.shape} from the {what} of {loss.name!r} for shape {ends.shape}"
+            raise InputError("loss", "a value and a derivative for every atom", got)
+        if not np.isfinite(found).all():
+            at, number = next((end, x) for end, x in zip(support, found.tolist(), strict=True) if not np.isfinite(x))
+            got = f"a {what} of {number} at {at:g} for {loss.name!r}"
+            remedy = "Choose a support on whose ends it is finite."
+            raise InputError("loss", "a finite value and derivative at both ends of the support", got, remedy)
+    return (float(values[0]), float(values[1])), (float(slopes[0]), float(slopes[1]))
+
+
 def tangents(loss: LossLike, support: tuple[float, float], pieces: int) -> AffineMax:
     """The maximum of `loss`'s tangents at points from lo to hi, both ends included: a minorant exact at the points.
 
@@ -189,12 +211,13 @@ def tangents(loss: LossLike, support: tuple[float, float], pieces: int) -> Affin
         pieces: how many tangents, >= 2.
 
     Raises:
-        InputError: naming `loss`, `support` or `pieces`.
+        InputError: naming `loss`, `support` or `pieces`; a loss is finite at the ends of the support.
     """
     convex = as_loss(loss)
     low, high = check_support(support, convex)
     if isinstance(pieces, bool) or not isinstance(pieces, int | np.integer) or pieces < FEWEST_PIECES:
         raise InputError("pieces", f"an integer >= {FEWEST_PIECES}", repr(pieces))
+    at_ends(convex, (low, high))
     points = np.geomspace(low, high, pieces) if low > 0 else np.linspace(low, high, pieces)
     slopes = np.asarray(convex.derivative(points), dtype=np.float64)
     values = np.asarray(convex.value(points), dtype=np.float64)

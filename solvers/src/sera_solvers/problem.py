@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from sera_solvers.arrays import Array, Scalar, as_float64, as_scalar, is_tensor, namespace, on_host, resolution, within
-from sera_solvers.losses import Loss, check_support
+from sera_solvers.losses import Loss, at_ends, check_support
 from sera_solvers.result import WorstCase
 
 
@@ -48,14 +48,19 @@ class Problem:
     def bound(self, price: Scalar) -> Scalar:
         """The dual function minus the empirical value: no worst case is worse by more, at any price >= 0.
 
+        A radius beyond the width of the support allows no more than the width, and a price of rounding errors times it
+        would be a bound of nothing.
+
         Source: Mohajerin Esfahani and Kuhn 2018, Theorem 4.2, with the supremum of a convex loss at xi, lo or hi.
         """
+        width = self.support[1] - self.support[0]
+        reach = self.radius.clip(max=width) if is_tensor(self.radius) else min(self.radius, width)
         cost, gain = self.to_low()
         best = (gain - price * cost).clip(0.0)
         if not self.loss.decreasing:
             cost, gain = self.to_high()
             best = namespace(best).maximum(best, gain - price * cost)
-        return price * self.radius + best.mean()
+        return price * reach + best.mean()
 
     def steepest(self) -> float:
         """The largest gain per cost of any move, at least 0: the price at radius 0 (NumPy only)."""
@@ -81,7 +86,7 @@ def checked(raw: Array, radius: Scalar, support: tuple[float, float], loss: Loss
     """The problem of `wasserstein`'s arguments.
 
     Raises:
-        InputError: naming `xi`, `radius` or `support`.
+        InputError: naming `xi`, `radius`, `support` or `loss`.
     """
     low, high = check_support(support, loss)
     xi = as_float64(raw, "xi")
@@ -98,11 +103,13 @@ def checked(raw: Array, radius: Scalar, support: tuple[float, float], loss: Loss
 
 
 def posed(xi: Array, radius: Scalar, support: tuple[float, float], loss: Loss, spoiler: Scalar) -> Problem:
-    """The problem of arguments that were checked before."""
-    ends = np.array(support)
-    low, high = loss.value(ends).tolist()
-    steep, flat = loss.derivative(ends).tolist()
-    return Problem(xi, radius, support, loss, loss.value(xi), loss.derivative(xi), (low, high), (steep, flat), spoiler)
+    """The problem of arguments that were checked before.
+
+    Raises:
+        InputError: naming `loss`, when it is not finite at the ends of the support.
+    """
+    values, derivatives = at_ends(loss, support)
+    return Problem(xi, radius, support, loss, loss.value(xi), loss.derivative(xi), values, derivatives, spoiler)
 
 
 def returned(result: WorstCase, raw: Array) -> WorstCase:

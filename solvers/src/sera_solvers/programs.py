@@ -42,13 +42,15 @@ SETTINGS: Mapping[str, tuple[Mapping[str, object], ...]] = MappingProxyType(
             {**_CLARABEL, "tol_feas": 1e-8},
         ),
         "SCS": ({"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iters": 200_000},),
-        "OSQP": ({"eps_abs": 1e-9, "eps_rel": 1e-9, "max_iter": 200_000},),
     }
 )
 """Tolerances tight enough for values to agree with the exact method to 1e-6, tried in order until one is reached.
 
 The last for CLARABEL relies on its own regularisation and feasibility tolerance. Solvers not named keep their own.
 """
+
+INACCURATE = frozenset({"OSQP"})
+"""Solvers that do not reach such tolerances on these programs, and so are not offered."""
 
 Parameters: TypeAlias = tuple[Array, Array, Array, float]
 """Slopes [K], intercepts [K], atoms [N] and the budget of |q|."""
@@ -166,7 +168,7 @@ def installed(solver: str, fallback: Sequence[str]) -> tuple[str, ...]:
     """The solvers to try, in order.
 
     Raises:
-        InputError: naming `solver` or `fallback`, when cvxpy has no such solver.
+        InputError: naming `solver` or `fallback`, when cvxpy has no such solver or it is `INACCURATE`.
     """
     if isinstance(fallback, str):
         raise InputError("fallback", "a sequence of solver names", repr(fallback), f"Write ({fallback!r},).")
@@ -179,7 +181,8 @@ def installed(solver: str, fallback: Sequence[str]) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)
 def _known_solvers() -> tuple[str, ...]:
-    return tuple(_cvxpy().installed_solvers())  # tries to import every solver: milliseconds
+    # Tries to import every solver: milliseconds.
+    return tuple(name for name in _cvxpy().installed_solvers() if name not in INACCURATE)
 
 
 def _on_host(raw: Array, radius: Scalar, support: tuple[float, float], loss: Loss) -> Problem:

@@ -16,7 +16,7 @@ class WorstCase:
 
     Attributes:
         value: the worst-case expected loss, attained by the distribution of `atoms()`.
-        empirical_value: mean loss of the sample itself.
+        empirical_value: mean over the sample itself of what was solved: the loss, or the affine pieces of a program.
         dual_price: lambda >= 0, what one more unit of radius adds to `value`.
         moved: [N] in [0, 1], the fraction of each atom's mass that moves. An atom already on the end it would move to
             counts as moved. A program may move all of an atom part of the way; that counts as the part of the way.

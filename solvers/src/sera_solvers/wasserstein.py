@@ -7,13 +7,17 @@ import time
 from collections.abc import Sequence
 
 from sera_solvers.arrays import Array, Scalar, namespace, plain
-from sera_solvers.errors import unknown
+from sera_solvers.errors import InputError, unknown
 from sera_solvers.filling import fill
 from sera_solvers.losses import NEG_LOG, LossLike, as_loss
 from sera_solvers.problem import Problem, checked
 from sera_solvers.result import WorstCase
 
 METHODS = ("exact", "program")
+PIECES = 16
+"""Tangents of a program."""
+SOLVER = "CLARABEL"
+"""Solver of a program."""
 
 
 def wasserstein(
@@ -23,8 +27,8 @@ def wasserstein(
     support: tuple[float, float] = (0.01, 1.0),
     loss: LossLike = NEG_LOG,
     method: str = "exact",
-    pieces: int = 16,
-    solver: str = "CLARABEL",
+    pieces: int | None = None,
+    solver: str | None = None,
     fallback: Sequence[str] = (),
 ) -> WorstCase:
     """Finds sup E_Q l over the Q on [lo, hi] within Wasserstein-1 distance `radius` of the sample's distribution.
@@ -40,15 +44,17 @@ def wasserstein(
         support: (lo, hi), lo < hi; lo > 0 for `NEG_LOG`.
         loss: convex on the support: a `ConvexLoss`, an `AffineMax` or (slope, intercept) pairs.
         method: "exact" or "program".
-        pieces: number of tangents that stand for a loss that is not affine, >= 2; program only.
-        solver: an installed cvxpy solver; program only.
+        pieces: number of tangents that stand for a loss that is not affine, >= 2, None for 16; program only.
+        solver: an installed cvxpy solver that reaches an accurate optimum, such as CLARABEL (None), HIGHS, SCIPY or
+            SCS; program only.
         fallback: solvers tried in this order, each with a logged warning, when `solver` finds no accurate optimum.
 
     Returns:
         The worst case. At radius 0 its weights are exactly 1 and its value the empirical one bit for bit.
 
     Raises:
-        InputError: an argument cannot be used; on an accelerator bad values of `xi` or `radius` give nan instead.
+        InputError: an argument cannot be used, or `method` does not read it; on an accelerator bad values of `xi` or
+            `radius` give nan instead.
         SolveError: no solver found an accurate optimum; program only.
 
     Source: Mohajerin Esfahani and Kuhn 2018, Theorem 4.4; for a convex loss each atom's supremum is at itself or an
@@ -60,7 +66,12 @@ def wasserstein(
     if method == "program":
         from sera_solvers.programs import installed, solve_program
 
-        return solve_program(xi, radius, support, as_loss(loss), pieces, installed(solver, fallback))
+        solvers = installed(SOLVER if solver is None else solver, fallback)
+        return solve_program(xi, radius, support, as_loss(loss), PIECES if pieces is None else pieces, solvers)
+    for name, value in (("pieces", pieces), ("solver", solver), ("fallback", fallback or None)):
+        if value is not None:
+            remedy = f'Leave {name} out, or set method="program".'
+            raise InputError(name, "nothing, because the exact method does not read it", repr(value), remedy)
     return _exact(checked(xi, radius, support, as_loss(loss)), start)
 
 

@@ -20,10 +20,11 @@ def sera_register_scorers() -> Mapping[str, type[Scorer]]:
 
 @hookimpl
 def sera_register_selectors() -> Mapping[str, type[Selector]]:
-    """All pairs, the best, a random share, those above a threshold."""
+    """All pairs, the best, a random share, those above a threshold, one of each prompt."""
+    from sera_core.builtin.curriculum import Curriculum
     from sera_core.builtin.selectors import All, Random, Threshold, Top
 
-    return {"all": All, "top": Top, "random": Random, "threshold": Threshold}
+    return {"all": All, "curriculum": Curriculum, "top": Top, "random": Random, "threshold": Threshold}
 
 
 @hookimpl
@@ -73,10 +74,13 @@ def sera_register_generators() -> Mapping[str, type[Generator]]:
 
 @hookimpl
 def sera_register_judges() -> Mapping[str, type[Judge]]:
-    """The judge that knows the right answers."""
+    """The judge that knows the right answers, and judges that ask a model."""
+    from sera_core.builtin.llm_grades import LlmGrades
+    from sera_core.builtin.llm_judge import LlmJudge
+    from sera_core.builtin.reward_model import RewardModel
     from sera_core.world.gold import Gold
 
-    return {"gold": Gold}
+    return {"gold": Gold, "llm_judge": LlmJudge, "llm_grades": LlmGrades, "reward_model": RewardModel}
 
 
 @hookimpl

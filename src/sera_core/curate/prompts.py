@@ -11,6 +11,13 @@ from sera_core.records import Pair, Prompt, SourceData, TextPrompt
 AnyPrompt = TypeVar("AnyPrompt")
 
 
+def prompt_set(data: SourceData, name: str) -> str:
+    """The set that `name` means: ``auto`` is ``fresh`` where the source brought such prompts, else ``offline``."""
+    if name != "auto":
+        return name
+    return "fresh" if data.prompts.get("fresh") else "offline"
+
+
 def offline_prompts(pairs: Sequence[Pair]) -> tuple[Prompt, ...]:
     """The distinct prompts of the offline pairs, in their order."""
     return tuple({pair.prompt.id: pair.prompt for pair in pairs}.values())

@@ -103,14 +103,17 @@ def _by_grades(judge: Judge, first: Floats | None, second: Floats | None) -> tup
 
 
 def of_pairs(margins: Floats, chosen_log_ratios: Floats) -> dict[str, Any]:
-    """Held-out pairs: mean margin, accuracy (margin > 0, zero one half), drift of the chosen response's log-prob."""
+    """Held-out pairs: the figures of `of_margins`, and the drift of the chosen response's log-prob."""
+    drift = float(np.mean(chosen_log_ratios)) if len(margins) else None
+    return {**of_margins(margins), "chosen_logp_drift": drift}
+
+
+def of_margins(margins: Floats) -> dict[str, float | None]:
+    """Mean margin and accuracy (margin > 0, zero one half) of n pairs; None without pairs."""
     if not len(margins):
-        return {"margin_mean": None, "accuracy": None, "chosen_logp_drift": None}
-    return {
-        "margin_mean": float(np.mean(margins)),
-        "accuracy": float(np.mean((margins > 0) + 0.5 * (margins == 0))),
-        "chosen_logp_drift": float(np.mean(chosen_log_ratios)),
-    }
+        return {"margin_mean": None, "accuracy": None}
+    accuracy = float(np.mean((margins > 0) + 0.5 * (margins == 0)))
+    return {"margin_mean": float(np.mean(margins)), "accuracy": accuracy}
 
 
 def of_probe(log_ratios: Floats, pairs: Sequence[Pair], judge: Judge | None) -> Mapping[str, float | None]:

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from sera_core.protocols import Scorer, Selector
+from sera_core.protocols import Scorer, Selector, SelectsByPrompt
 from sera_core.records import Floats
 from sera_core.testing import samples
 from sera_core.testing.contract import Property, require
 
+PROMPTS = np.array([0, 0, 1, 2, 2, 0, 3, 2, 0, 3])
 MARGINS = np.array([0.5, -1.25, 3.0, 0.5, 0.0, -7.5, 2.0, 1.0, 40.0, -0.125])
 
 
@@ -69,7 +70,24 @@ def _leaves_logps_alone(scorer: Scorer) -> None:
 
 
 def _select(selector: Selector, margins: Floats, pool: int) -> Any:  # noqa: ANN401
-    return selector.select(margins.copy(), pool, np.random.default_rng(0))
+    """What a run would select; a selector by prompt gets prompts of one to four pairs."""
+    rng, by_prompt = np.random.default_rng(0), _by_prompt(selector)
+    if by_prompt is None:
+        return selector.select(margins.copy(), pool, rng)
+    return by_prompt.select_by_prompt(margins.copy(), PROMPTS[: len(margins)].copy(), pool, rng)
+
+
+def _by_prompt(selector: object) -> SelectsByPrompt | None:
+    return selector if isinstance(selector, SelectsByPrompt) else None
+
+
+def _plain_select(selector: Selector) -> None:
+    chosen = selector.select(MARGINS.copy(), len(MARGINS), np.random.default_rng(0))
+    require(isinstance(chosen, np.ndarray) and chosen.dtype == np.int64, f"select must give int64, got {chosen!r}")
+    again = selector.select(MARGINS.copy(), len(MARGINS), np.random.default_rng(0))
+    require(np.array_equal(chosen, again), f"equal margins and random state gave {chosen} and {again}")
+    sound = (np.diff(chosen) > 0).all() and ((chosen >= 0) & (chosen < len(MARGINS))).all()
+    require(sound, f"indices must be unique, sorted and in range, got {chosen}")
 
 
 def _indices(selector: Selector) -> None:
@@ -104,9 +122,13 @@ def _honours_pool(selector: Selector) -> None:
 
 
 def _leaves_margins_alone(selector: Selector) -> None:
-    margins = MARGINS.copy()
+    margins, prompts = MARGINS.copy(), PROMPTS.copy()
+    by_prompt = _by_prompt(selector)
+    if by_prompt is not None:
+        by_prompt.select_by_prompt(margins, prompts, len(margins), np.random.default_rng(0))
     selector.select(margins, len(margins), np.random.default_rng(0))
     require(np.array_equal(margins, MARGINS), "margins were changed")
+    require(np.array_equal(prompts, PROMPTS), "prompt numbers were changed")
 
 
 SCORER = (
@@ -123,4 +145,5 @@ SELECTOR = (
     Property("rank-based", _rank_based, lambda factory: getattr(factory, "rank_based", False)),
     Property("honours-pool", _honours_pool),
     Property("leaves-inputs-alone", _leaves_margins_alone),
+    Property("select-alone", _plain_select, lambda factory: hasattr(factory, "select_by_prompt")),
 )

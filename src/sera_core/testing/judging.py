@@ -8,8 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from sera_core.protocols import ROLES, Judge, Provides, Source, Verdict
+from sera_core.protocols import ROLES, Accounting, AsksModel, Judge, Provides, Source, Verdict
 from sera_core.testing import samples
+from sera_core.testing.asking import FakeAsker
 from sera_core.testing.contract import Property, require
 
 OPPOSITE = {"win": "loss", "loss": "win", "tie": "tie", "abstain": "abstain"}
@@ -30,19 +31,26 @@ def _verdicts(judge: Judge) -> tuple[Verdict, ...] | None:
     return verdicts
 
 
-def _judges(judge: Judge) -> None:
+def _bound(judge: object) -> Any:  # noqa: ANN401
+    """The judge, with a model that is none where it asks one."""
+    return judge.bind(FakeAsker()) if isinstance(judge, AsksModel) else judge
+
+
+def _judges(component: Judge) -> None:
+    judge = _bound(component)
     grades = _supported(lambda: judge.grade(samples.responses()))
     require(grades is not None or _verdicts(judge) is not None, "a judge must grade, or compare, or both")
 
 
-def _verdicts_valid(judge: Judge) -> None:
-    verdicts = _verdicts(judge)
+def _verdicts_valid(component: Judge) -> None:
+    verdicts = _verdicts(_bound(component))
     if verdicts is not None:
         require(len(verdicts) == samples.COUNT, f"expected {samples.COUNT} verdicts, got {len(verdicts)}")
         require(set(verdicts) <= set(get_args(Verdict)), f"a verdict is win, tie, loss or abstain, got {verdicts}")
 
 
-def _antisymmetric(judge: Judge) -> None:
+def _antisymmetric(component: Judge) -> None:
+    judge = _bound(component)
     straight = _verdicts(judge)
     if straight is None:
         return
@@ -53,15 +61,50 @@ def _antisymmetric(judge: Judge) -> None:
     require(set(itself) <= {"tie", "abstain"}, f"a response against itself must tie or abstain, got {itself}")
 
 
-def _grades(judge: Judge) -> None:
+def _grades(component: Judge) -> None:
+    judge = _bound(component)
     responses = samples.responses()
     grades = _supported(lambda: judge.grade(responses))
     if grades is None:
         return
     require(isinstance(grades, np.ndarray) and grades.dtype == np.float64, f"grades must be float64, got {grades!r}")
     require(grades.shape == (samples.COUNT,), f"expected shape ({samples.COUNT},), got {grades.shape}")
-    require(np.isfinite(grades).all(), f"grades must be finite, got {grades}")
-    require(np.array_equal(judge.grade(responses[::-1]), grades[::-1]), "grades depend on the order of responses")
+    asks: object = component
+    allowed = ~np.isinf(grades) if isinstance(asks, AsksModel) else np.isfinite(grades)
+    require(allowed.all(), f"grades must be finite, got {grades}; only a judge that asks a model may give nan")
+    backwards = judge.grade(responses[::-1])
+    require(np.array_equal(backwards, grades[::-1], equal_nan=True), "grades depend on the order of responses")
+
+
+def _names_a_model(component: Any) -> None:  # noqa: ANN401
+    require(isinstance(component.model, str) and component.model, f"model must name one, got {component.model!r}")
+    judge = component.bind(FakeAsker())
+    require(judge.needs == component.needs, f"bound, it needs {judge.needs} instead of {component.needs}")
+
+
+def _accounts(component: Judge) -> None:
+    judge: object = _bound(component)
+    if not isinstance(judge, Accounting):
+        return
+    for figures in (judge.account(), _after_judging(judge)):
+        plain = {name: value for name, value in figures.items() if isinstance(name, str) and isinstance(value, float)}
+        require(len(plain) == len(figures), f"figures must be floats by name, got {figures}")
+        require(all(np.isfinite(value) for value in plain.values()), f"figures must be finite, got {figures}")
+
+
+def _after_judging(judge: Any) -> Mapping[str, float]:  # noqa: ANN401
+    _supported(lambda: judge.grade(samples.responses()))
+    _verdicts(judge)
+    figures: Mapping[str, float] = judge.account()
+    return figures
+
+
+def _asks(factory: type[Any]) -> bool:
+    return hasattr(factory, "bind")
+
+
+def _keeps_count(factory: type[Any]) -> bool:
+    return _asks(factory) or hasattr(factory, "account")
 
 
 def _source_attributes(source: Source) -> None:
@@ -100,6 +143,8 @@ JUDGE = (
     Property("verdicts", _verdicts_valid),
     Property("antisymmetric", _antisymmetric),
     Property("grades", _grades),
+    Property("names-a-model", _names_a_model, _asks),
+    Property("account", _accounts, _keeps_count),
 )
 SOURCE = (
     Property("attributes", _source_attributes),

@@ -115,7 +115,11 @@ def pair_logps(dtype: torch.dtype = torch.float32, *, reference: bool = True, se
 
 def pair_batch(needs: Needs, *, seed: int = 3) -> PairBatch:
     """A batch of six pairs in the middle of the first iteration, with log-probs under each prefix asked for."""
-    prefixed = {prefix: pair_logps(seed=seed + 1 + i) for i, prefix in enumerate(needs.prefixes)}
+    shifted = (pair_logps(seed=seed + 1 + i) for i in range(len(needs.prefixes)))
+    prefixed = {
+        prefix: logps.chosen_policy - logps.rejected_policy
+        for prefix, logps in zip(needs.prefixes, shifted, strict=True)
+    }
     return PairBatch(pair_logps(seed=seed), progress=0.5, iteration=1, prefixed=prefixed)
 
 

@@ -12,7 +12,7 @@ from sera_core.protocols import Reweighter, Smoother, Transform
 from sera_core.records import BatchStats, Weighted
 from sera_core.testing import samples
 from sera_core.testing.contract import ContractError, Property, example_of, require
-from sera_core.train.weighing import plain_metrics
+from sera_core.train.told import plain_metrics
 
 ORDER = torch.tensor([3, 0, 5, 1, 4, 2])
 
@@ -54,7 +54,7 @@ def _transform_neutral(transform: Transform) -> None:
 def _transform_gradient(transform: Transform) -> None:
     margins = _margins()
     batch = samples.pair_batch(transform.needs)
-    leaves = [batch.logps.chosen_policy, *(prefixed.chosen_policy for prefixed in batch.prefixed.values())]
+    leaves = [batch.logps.chosen_policy, *batch.prefixed.values()]
     for leaf in leaves:
         leaf.requires_grad_()
     changed = transform.apply(margins, batch)

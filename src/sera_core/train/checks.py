@@ -88,7 +88,8 @@ def check_moved(before: Sequence[Tensor], model: nn.Module) -> None:
     if all(torch.equal(old, new) for old, new in zip(before, sample_parameters(model), strict=True)):
         raise ModelError(
             "No parameter moved during training. The gradient was zero throughout (a hinge loss with every margin "
-            "satisfied?), or the learning rate was: a warm-up as long as the run leaves it at 0. Check "
+            "satisfied, or a reweighter that gave every pair weight 0, as a radius does that moves all mass to the end "
+            "of the support: lower it), or the learning rate was: a warm-up as long as the run leaves it at 0. Check "
             "training.learning_rate, training.warmup_steps and the number of pairs. In half precision, updates too "
             "small for policy.dtype end the same way: train in float32."
         )

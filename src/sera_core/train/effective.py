@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,12 @@ from torch import Tensor
 from sera_core.protocols import Stateful
 from sera_core.records import BatchStats, PairBatch, PairLogps
 from sera_core.train.checks import check_finite
+from sera_core.train.measuring import Extras, moved
+from sera_core.train.smoothing import splits_whole_batch
 from sera_core.train.step import Algebra, PairLosses, batch_stats, concatenate, pair_losses
 from sera_core.train.weighing import Weighed, weigh, weighs_dataset, weighs_whole_batch
+
+_NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +46,28 @@ class Fixed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """Ids, detached log-probs and known flips, float32 [b], of b pairs; `counted` is false for a filler."""
+    """Ids, detached log-probs and known flips, float32 [b], of b pairs; `counted` is false for a filler.
+
+    `split` is (keep [b], flip [b]) where the smoother has split the whole training set already.
+    """
 
     ids: tuple[str, ...]
     logps: PairLogps
     flipped: Tensor
     counted: bool = True
+    extras: Extras = _NO_EXTRAS
+    split: tuple[Tensor, Tensor] | None = None
 
     def to(self, device: torch.device) -> Part:
         """The same pairs with their tensors on `device`."""
-        columns = (getattr(self.logps, name) for name in PairLogps.__slots__)
-        moved = PairLogps(*(None if column is None else column.to(device) for column in columns))  # type: ignore[arg-type]
-        return Part(self.ids, moved, self.flipped.to(device), self.counted)
+        split = None if self.split is None else (self.split[0].to(device), self.split[1].to(device))
+        logps, extras = moved(self.logps, device), self.extras.to(device)
+        return Part(self.ids, logps, self.flipped.to(device), self.counted, extras, split)
 
 
 def needs_whole_batch(algebra: Algebra) -> bool:
-    """Whether a component must see the effective batch at once.
-
-    A smoother with a state does, even without saying so: called once per micro-batch it would depend on how the
-    batch was split.
-    """
-    smoother = algebra.smoother
-    return weighs_whole_batch(algebra.reweighter) or smoother.needs.whole_batch or isinstance(smoother, Stateful)
+    """Whether a component must see the effective batch at once."""
+    return weighs_whole_batch(algebra.reweighter) or splits_whole_batch(algebra.smoother)
 
 
 def gather(parts: list[Part], world: int, device: torch.device) -> list[list[Part]]:
@@ -75,16 +79,23 @@ def gather(parts: list[Part], world: int, device: torch.device) -> list[list[Par
     return [[part.to(device) for part in rank] for rank in ranks]
 
 
+def pair_batch(algebra: Algebra, logps: PairLogps, extras: Extras, moment: Moment) -> PairBatch:
+    """What transforms and smoother may see of a batch."""
+    with torch.no_grad():
+        prefixed = {name: algebra.objective.margins(under) for name, under in extras.prefixed.items()}
+    return PairBatch(logps, moment.progress, moment.iteration, prefixed)
+
+
 def fix(
     algebra: Algebra, ranks: Sequence[Sequence[Part]], rank: int, moment: Moment
 ) -> tuple[list[Fixed | None], Mapping[str, float]]:
     """Smoothing and weights for the micro-batches of `rank`, from those of all ranks, `ranks[rank][slot]`.
 
     Pairs are put in the order in which a single rank would see them. A filler gets None. The second result is what the
-    reweighter reports.
+    smoother and the reweighter report.
 
     Raises:
-        ModelError: a loss that is not finite, or an answer of the reweighter that cannot be used.
+        ModelError: a loss that is not finite, or an answer of either that cannot be used.
     """
     order = [(r, slot) for slot in range(len(ranks[0])) for r in range(len(ranks)) if ranks[r][slot].counted]
     parts = [ranks[r][slot] for r, slot in order]
@@ -98,7 +109,7 @@ def fix(
     for (owner, slot), keep, flip, weight in zip(order, keeps, flips, weights, strict=True):
         if owner == rank:
             fixed[slot] = Fixed(keep, flip, weight)
-    return fixed, {} if weighed is None else weighed.metrics
+    return fixed, {**result.metrics, **({} if weighed is None else weighed.metrics)}
 
 
 def weigh_dataset(algebra: Algebra, parts: Sequence[Part], moment: Moment) -> Weighed:
@@ -114,15 +125,40 @@ def weigh_dataset(algebra: Algebra, parts: Sequence[Part], moment: Moment) -> We
     return weigh(algebra.reweighter, stats)
 
 
+def split_dataset(
+    algebra: Algebra, parts: Sequence[Part], moment: Moment
+) -> tuple[tuple[Tensor, Tensor], Mapping[str, float]]:
+    """(keep [n], flip [n]) of all pairs of the training set in its order, and what the smoother reports.
+
+    Raises:
+        ModelError: see `fix`.
+    """
+    undecided = [replace(part, split=None) for part in parts]
+    result, _ = _assess(algebra, undecided, moment, (algebra.objective, *algebra.transforms))
+    return (result.keep, result.flip), result.metrics
+
+
 def _assess(
     algebra: Algebra, parts: Sequence[Part], moment: Moment, unmoved: Sequence[object]
 ) -> tuple[PairLosses, BatchStats]:
     """Losses and statistics of all `parts` together, without gradient; `unmoved` components keep their state."""
-    batch = PairBatch(concatenate([part.logps for part in parts]), moment.progress, moment.iteration)
+    logps, extras, split = _together(parts)
+    batch = pair_batch(algebra, logps, extras, moment)
     with torch.no_grad(), _same_state(unmoved):
-        result = pair_losses(algebra, batch)
+        result = pair_losses(algebra, batch, split, extras.extrapolated)
     check_finite(result.losses, moment.step, [name for part in parts for name in part.ids])
     return result, batch_stats(result, torch.cat([part.flipped for part in parts]), moment.progress)
+
+
+def _together(parts: Sequence[Part]) -> tuple[PairLogps, Extras, tuple[Tensor, Tensor] | None]:
+    """Log-probs, extras and split of all pairs in `parts`, in order."""
+    prefixed = {
+        prefix: concatenate([part.extras.prefixed[prefix] for part in parts]) for prefix in parts[0].extras.prefixed
+    }
+    far = [part.extras.extrapolated for part in parts if part.extras.extrapolated is not None]
+    splits = [part.split for part in parts if part.split is not None]
+    split = (torch.cat([keep for keep, _ in splits]), torch.cat([flip for _, flip in splits])) if splits else None
+    return concatenate([part.logps for part in parts]), Extras(prefixed, concatenate(far) if far else None), split
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from sera_core.records import PairLogps
-from sera_core.train.step import PairLosses
+
+if TYPE_CHECKING:
+    from sera_core.train.step import PairLosses
 
 _COLUMNS = (
     "pairs",
@@ -34,7 +37,7 @@ _COLUMNS = (
     "flipped_up",
     "clean_up",
 )
-_ELSEWHERE = frozenset({"iteration", "step", "epoch", "learning_rate", "grad_norm", "reweighted_at"})
+_ELSEWHERE = frozenset({"iteration", "step", "epoch", "learning_rate", "grad_norm", "reweighted_at", "resmoothed_at"})
 # Weights that should all be 1 are so up to rounding only.
 _UP = 1 + 1e-5
 

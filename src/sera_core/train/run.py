@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -24,10 +23,11 @@ from transformers import (
 
 from sera_core.errors import ConfigError, ModelError, StoreError
 from sera_core.models.load import quiet, save_policy
+from sera_core.models.logps import default_budget
 from sera_core.protocols import Progress, Stateful
 from sera_core.records import Pairs, StepRecord
 from sera_core.train.arguments import build_arguments
-from sera_core.train.batch import PairDataset, Reference
+from sera_core.train.batch import PairDataset, Prefixed, Reference
 from sera_core.train.callbacks import Announce
 from sera_core.train.checkpoint import (
     Checkpoints,
@@ -37,13 +37,14 @@ from sera_core.train.checkpoint import (
     restore_components,
 )
 from sera_core.train.checks import check_moved, check_trainable, disable_dropout, sample_parameters
-from sera_core.train.dataset_weights import DatasetWeights
+from sera_core.train.dataset_scope import DatasetScope, dataset_scope
 from sera_core.train.lora import LoraOptions, merge, wrap_lora
+from sera_core.train.measuring import Measurer, reference_model
+from sera_core.train.needs import check_needs
 from sera_core.train.precision import cast_back, cast_to_master, set_precision
 from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra
 from sera_core.train.trainer import PairTrainer
-from sera_core.train.weighing import weighs_dataset
 
 _FEWEST_STEPS_BETWEEN = 10
 
@@ -58,6 +59,8 @@ class TrainRequest:
     `keep_dropout` trains with the model's own dropout, which is otherwise off. `checkpoint_every` counts optimiser
     steps; None means about four checkpoints an epoch. `card` is the README of the saved model. `progress` is told
     (steps done, steps in all). `token_budget` limits padded tokens per forward pass; None means the device's default.
+    `prefixed` holds the pairs under every prompt prefix the transforms ask for. `load_reference` gives the reference
+    model itself, needed where the smoother asks for an extrapolated policy.
 
     All randomness comes from (`seed`, `iteration`), the data order from (``training.data_seed``, `iteration`) where
     that is set. A half-precision policy is trained as float32 master weights and saved in its own dtype.
@@ -79,6 +82,8 @@ class TrainRequest:
     checkpoint_every: int | None = None
     progress: Progress | None = None
     token_budget: int | None = None
+    prefixed: Mapping[str, Prefixed] = field(default_factory=dict)
+    load_reference: Callable[[], PreTrainedModel] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,33 +129,9 @@ def train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Train
             torch.cuda.empty_cache()
 
 
-def check_needs(algebra: Algebra, has_reference: bool) -> None:
-    """Raise ConfigError when a component asks for something training does not compute, or the reference is amiss."""
-    parts = {"objective": algebra.objective, "smoother": algebra.smoother, "reweighter": algebra.reweighter}
-    parts |= {f"transform {i}": transform for i, transform in enumerate(algebra.transforms)}
-    for role, component in parts.items():
-        name = type(component).__name__
-        if component.needs.token_logits or component.needs.prefixes:
-            what = "token logits" if component.needs.token_logits else "log-probs under prompt prefixes"
-            raise ConfigError(f"The {role} {name} needs {what}, which training does not compute. Choose another one.")
-        if component.needs.reference and not has_reference:
-            raise ConfigError(f"The {role} {name} needs reference log-probs, and none were given.")
-        every = component.needs.dataset_every
-        if every and (role != "reweighter" or not 0 < every < math.inf):
-            raise ConfigError(
-                f"The {role} {name} asks for measurements of the training set every {every:g} epochs. Only a "
-                "reweighter may, and with a finite number above 0. Choose another one."
-            )
-    if has_reference and not any(component.needs.reference for component in parts.values()):
-        raise ConfigError(
-            f"Reference log-probs were given, but no component uses them ({type(algebra.objective).__name__} has no "
-            "reference). Leave them out."
-        )
-
-
 def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> TrainResult:
     folder, steps_path = request.workdir, request.workdir / "steps.jsonl"
-    dataset = PairDataset(request.pairs, request.reference)
+    dataset = PairDataset(request.pairs, request.reference, request.prefixed)
     folder.mkdir(parents=True, exist_ok=True)
     arguments = build_arguments(
         request.training, output_dir=folder, seed=training_seed(request.seed, request.iteration)
@@ -162,11 +143,11 @@ def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Trai
     keep = checkpoint.steps_bytes if checkpoint else 0
     with StepFile(steps_path, keep) if arguments.should_save else nullcontext() as steps:
         model, start = _start(request, arguments)
-        weights = _dataset_weights(request, arguments, len(dataset))
-        trainer = _trainer(request, arguments, dataset, start, steps, on_step, model, weights)
+        scope = dataset_scope(request.algebra, dataset, _effective_batch(arguments))
+        trainer = _trainer(request, arguments, scope, start, steps, on_step, model)
         try:
             if checkpoint is not None:
-                restore_components(checkpoint, _stateful(request.algebra, weights))
+                restore_components(checkpoint, _stateful(request.algebra, scope))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
             done, metrics = trainer.state.global_step, trainer.last_metrics
         finally:
@@ -208,17 +189,16 @@ def _start(request: TrainRequest, arguments: TrainingArguments) -> tuple[PreTrai
 def _trainer(
     request: TrainRequest,
     arguments: TrainingArguments,
-    dataset: PairDataset,
+    scope: DatasetScope,
     start: _Start,
     steps: StepFile | None,
     on_step: Callable[[StepRecord], None],
     model: PreTrainedModel,
-    weights: DatasetWeights | None,
 ) -> PairTrainer:
     """The trainer of `model`, with its checkpoints and observers."""
-    every = request.checkpoint_every or _quarter_epoch(arguments, len(dataset))
+    every = request.checkpoint_every or _quarter_epoch(arguments, len(scope.dataset))
     callbacks: list[TrainerCallback] = [
-        Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra, weights))
+        Checkpoints(Path(arguments.output_dir or "."), every, steps, _stateful(request.algebra, scope))
     ]
     if request.progress is not None:
         callbacks.append(Announce(request.progress))
@@ -232,15 +212,15 @@ def _trainer(
     trainer = PairTrainer(
         model,
         arguments,
-        dataset,
+        scope.dataset,
         request.algebra,
         iteration=request.iteration,
         policy_is_reference=request.policy_is_reference,
         on_step=heard,
         callbacks=callbacks,
         dtype=start.dtype,
-        token_budget=request.token_budget,
-        dataset_weights=weights,
+        measurer=_measurer(request, arguments, model),
+        scope=scope,
     )
     # Trainer switches the cache off in the configuration, which would slow down whoever loads the saved model.
     model.config.use_cache = use_cache
@@ -258,21 +238,36 @@ def _effective_batch(arguments: TrainingArguments) -> int:
     return pairs
 
 
-def _dataset_weights(request: TrainRequest, arguments: TrainingArguments, pairs: int) -> DatasetWeights | None:
-    """The weights of all `pairs`, where the reweighter weighs the whole training set."""
-    if not weighs_dataset(request.algebra.reweighter):
-        return None
-    steps_per_epoch = -(-pairs // _effective_batch(arguments))
-    return DatasetWeights(pairs, max(1, round(request.algebra.reweighter.needs.dataset_every * steps_per_epoch)))
+def _measurer(request: TrainRequest, arguments: TrainingArguments, model: PreTrainedModel) -> Measurer:
+    """The forward passes of `model`, with the reference model beside it where the smoother extrapolates."""
+    budget = default_budget(arguments.device) if request.token_budget is None else request.token_budget
+    strength, reference = request.algebra.smoother.needs.extrapolation, None
+    if strength:
+        other = None
+        # The reference of an adapter's own base is that base: no second copy.
+        if request.lora is None or not request.policy_is_reference:
+            other = _reference(request, arguments)
+        reference = reference_model(model, other)
+    return Measurer(model, budget, strength, reference)
 
 
-def _stateful(algebra: Algebra, weights: DatasetWeights | None) -> dict[str, Stateful]:
-    """What of `algebra` keeps a state, by role, and the `weights` of the training set."""
+def _reference(request: TrainRequest, arguments: TrainingArguments) -> PreTrainedModel:
+    if request.load_reference is None:
+        raise ConfigError("The smoother extrapolates away from the reference model, and none was given.")
+    other = request.load_reference()
+    other.to(arguments.device)  # type: ignore[arg-type]  # transformers narrows what nn.Module.to accepts
+    other.requires_grad_(requires_grad=False)
+    other.train(mode=False)
+    return other
+
+
+def _stateful(algebra: Algebra, scope: DatasetScope) -> dict[str, Stateful]:
+    """What of `algebra` keeps a state, by role, and what `scope` holds of the training set."""
     parts: dict[str, Any] = {
         "objective": algebra.objective,
         "smoother": algebra.smoother,
         "reweighter": algebra.reweighter,
-        "dataset weights": weights,
+        **scope.components(),
     }
     parts |= {f"transform {i}": transform for i, transform in enumerate(algebra.transforms)}
     return {name: part for name, part in parts.items() if isinstance(part, Stateful)}

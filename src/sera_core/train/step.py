@@ -5,13 +5,15 @@ Every stage is one line of `pair_losses`; every stage is a component. Nothing he
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from sera_core.protocols import Anchored, Objective, Reweighter, Smoother, Transform
 from sera_core.records import BatchStats, PairBatch, PairLogps
+from sera_core.train.smoothing import smooth
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,8 @@ class PairLosses:
     """Per-pair results of b pairs, torch float32 [b] each.
 
     `base_margins` come from the objective, `margins` after the transforms. `confidences`, `keep` and `flip` carry no
-    gradient. `losses` are smoothed and unweighted; `anchors` is None unless the objective has an anchor.
+    gradient. `losses` are smoothed and unweighted; `anchors` is None unless the objective has an anchor. `metrics` are
+    what the smoother reports, if it was asked.
     """
 
     base_margins: Tensor
@@ -39,25 +42,50 @@ class PairLosses:
     flip: Tensor
     losses: Tensor
     anchors: Tensor | None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def pair_losses(algebra: Algebra, batch: PairBatch, split: tuple[Tensor, Tensor] | None = None) -> PairLosses:
+def pair_losses(
+    algebra: Algebra,
+    batch: PairBatch,
+    split: tuple[Tensor, Tensor] | None = None,
+    extrapolated: PairLogps | None = None,
+) -> PairLosses:
     """Margins, confidences and losses [b] of a batch of b pairs, not reduced.
 
-    `split` fixes (keep [b], flip [b]) where they were computed for the whole effective batch beforehand. A flip that
-    is zero everywhere leaves the base loss untouched bit for bit: the flipped loss is not evaluated.
+    `split` fixes (keep [b], flip [b]) where they were computed for more pairs at once beforehand. Else the smoother
+    reads the confidences of the `extrapolated` policy, where it asks for one (`Needs.extrapolation`), or the policy's
+    own. A flip that is zero everywhere leaves the base loss untouched bit for bit: the flipped loss is not evaluated.
     """
     objective = algebra.objective
-    base = margins = objective.margins(batch.logps)
-    for transform in algebra.transforms:
-        margins = transform.apply(margins, batch)
+    base = objective.margins(batch.logps)
+    margins = transformed(algebra, base, batch)
     confidences = objective.confidence(margins.detach()).detach()
-    keep, flip = algebra.smoother.flip_weights(confidences, batch) if split is None else split
+    metrics: Mapping[str, float] = {}
+    if split is None:
+        judged = confidences if extrapolated is None else detached_confidences(algebra, extrapolated, batch)
+        keep, flip, metrics = smooth(algebra.smoother, judged, batch)
+    else:
+        keep, flip = split
     losses = keep * objective.losses(margins)
     if bool(torch.any(flip != 0)):
         losses = losses + flip * objective.losses(-margins)
     anchors = objective.anchor(batch.logps) if isinstance(objective, Anchored) else None
-    return PairLosses(base, margins, confidences, keep, flip, losses, anchors)
+    return PairLosses(base, margins, confidences, keep, flip, losses, anchors, metrics)
+
+
+def transformed(algebra: Algebra, margins: Tensor, batch: PairBatch) -> Tensor:
+    """Margins [b] after every transform, in order."""
+    for transform in algebra.transforms:
+        margins = transform.apply(margins, batch)
+    return margins
+
+
+def detached_confidences(algebra: Algebra, logps: PairLogps, batch: PairBatch) -> Tensor:
+    """Confidences [b] that the policy behind `logps` would have in the labels, transforms included, no gradient."""
+    with torch.no_grad():
+        margins = transformed(algebra, algebra.objective.margins(logps), batch)
+        return algebra.objective.confidence(margins).detach()
 
 
 def batch_stats(result: PairLosses, flipped: Tensor, progress: float) -> BatchStats:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -16,21 +15,19 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_callback import PrinterCallback
 
 from sera_core.errors import ModelError, StoreError
-from sera_core.models.logps import default_budget, group_logps
-from sera_core.records import PairBatch, PairLogps, StepRecord
-from sera_core.train.batch import Draw, EpochBatches, PairDataset, PairInputs, collate
+from sera_core.records import PairLogps, StepRecord
+from sera_core.train.batch import EpochBatches, PairDataset, PairInputs, collate
 from sera_core.train.callbacks import FollowEpoch
 from sera_core.train.checks import check_finite, check_margins_zero, check_reference
-from sera_core.train.dataset_weights import DatasetWeights
-from sera_core.train.effective import Fixed, Moment, Part, fix, gather, needs_whole_batch, weigh_dataset
-from sera_core.train.lora import adapter_off
+from sera_core.train.dataset_scope import DatasetScope
+from sera_core.train.effective import Fixed, Moment, Part, fix, gather, needs_whole_batch, pair_batch
+from sera_core.train.measuring import Extras, Measurer
 from sera_core.train.metrics import micro_sums, step_metrics
 from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra, PairLosses, batch_stats, pair_losses, reduce
 from sera_core.train.weighing import weigh, weighs_dataset, weighs_whole_batch
 
-# Pairs passed on at once while the whole training set is measured; forward passes are cut by the token budget.
-_MEASURED_TOGETHER = 512
+Result = TypeVar("Result")
 
 
 class PairTrainer(Trainer):
@@ -39,8 +36,8 @@ class PairTrainer(Trainer):
     The loss of an optimiser step is the mean over its effective batch, whatever the micro-batches and ranks it is
     split into. `on_step` gets one record per optimiser step on the main process. With `policy_is_reference` the first
     effective batch is checked: margins exactly 0, stored reference log-probs equal to live ones up to rounding.
-    `dtype` is what the stored ones were measured in (default: the model's). `token_budget` is that of `group_logps`,
-    None the device's default. `dataset_weights` are there exactly when the reweighter weighs the whole training set.
+    `dtype` is what the stored ones were measured in (default: the model's). `measurer` runs the forward passes of
+    `model`; `scope` holds what is decided for the whole training set.
 
     Raises (from `train`):
         ModelError: a failed check, or a loss or gradient that is not finite.
@@ -60,8 +57,8 @@ class PairTrainer(Trainer):
         on_step: Callable[[StepRecord], None],
         callbacks: Sequence[TrainerCallback] = (),
         dtype: torch.dtype | None = None,
-        token_budget: int | None = None,
-        dataset_weights: DatasetWeights | None = None,
+        measurer: Measurer,
+        scope: DatasetScope,
     ) -> None:
         seed = args.seed if args.data_seed is None else training_seed(args.data_seed, iteration)
         self._order = EpochBatches(
@@ -74,13 +71,13 @@ class PairTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.policy = model
         self._algebra, self._iteration, self._on_step = algebra, iteration, on_step
-        self._dataset, self._dataset_weights = dataset, dataset_weights
         self._dtype: torch.dtype = dtype or model.dtype
-        self._budget = default_budget(args.device) if token_budget is None else token_budget
+        self._measurer, self._scope = measurer, scope
         self._check_start = policy_is_reference and algebra.objective.needs.reference
         self.last_metrics: Mapping[str, float] = {}
         self._batches: list[PairInputs] = []
         self._live: list[PairInputs] = []
+        self._extras: list[Extras] = []
         self._fixed: list[Fixed | None] = []
         self._rows: list[Tensor] = []
         self._reported: dict[str, float] = {}
@@ -121,14 +118,17 @@ class PairTrainer(Trainer):
             raise NotImplementedError("PairTrainer only trains: it has neither outputs nor an evaluation loop.")
         if inputs.slot == 0:
             self._open_step()
-        inputs, fixed = self._live[inputs.slot], self._fixed[inputs.slot]
+        slot = inputs.slot
+        inputs, fixed, extras = self._live[slot], self._fixed[slot], self._extras[slot]
         logps = self._logps(model, inputs)
         if not inputs.counted:
             # Its forward pass keeps the ranks in step; a component that saw it might remember it.
             return (logps.chosen_policy.sum() + logps.rejected_policy.sum()) * 0.0
-        split = None if fixed is None else (fixed.keep, fixed.flip)
-        result = pair_losses(self._algebra, PairBatch(logps, self._progress(), self._iteration), split)
-        if self._first_step():
+        split = self._scope.split_of(inputs.indices) if fixed is None else (fixed.keep, fixed.flip)
+        batch = pair_batch(self._algebra, logps, extras, self._moment())
+        result = pair_losses(self._algebra, batch, split, extras.extrapolated)
+        self._reported |= result.metrics
+        if self._unmoved():
             self._check_first(inputs, logps, result.base_margins)
         check_finite(result.losses.detach(), self.state.global_step + 1, inputs.ids)
         weights = self._weights(inputs, result, fixed)
@@ -191,17 +191,30 @@ class PairTrainer(Trainer):
         """
         self._rows, self._reported = [], {}
         self._live = [batch.to(self.args.device) for batch in self._batches]
-        if self._first_step():
-            with torch.no_grad(), adapter_off(self.policy):
-                self._live = [self._with_live_reference(batch) for batch in self._live]
-        if self._dataset_weights is not None:
-            if self._dataset_weights.due(self.state.global_step):
-                self._weigh_dataset(self._dataset_weights)
-            self._reported["reweighted_at"] = float(self._dataset_weights.measured_at)
+        if self._unmoved():
+            self._live = [self._explained(batch, self._measurer.with_live_reference) for batch in self._live]
+        # A filler is never looked at.
+        self._extras = [
+            self._explained(batch, lambda each: self._measurer.extras(each, extrapolate=not self._unmoved()))
+            if batch.counted
+            else Extras()
+            for batch in self._live
+        ]
+        self._reported |= self._scope.measure(self._measurer, self.args, self._moment(), live_reference=self._unmoved())
         self._fixed = [None] * len(self._live)
         if needs_whole_batch(self._algebra) and not self._alone():
             with torch.no_grad():
-                parts = [Part(b.ids, self._logps(self.policy, b), b.flipped, b.counted) for b in self._live]
+                parts = [
+                    Part(
+                        b.ids,
+                        self._logps(self.policy, b),
+                        b.flipped,
+                        b.counted,
+                        extras,
+                        self._scope.split_of(b.indices),
+                    )
+                    for b, extras in zip(self._live, self._extras, strict=True)
+                ]
             ranks = gather(parts, self.args.world_size, self.args.device)
             self._fixed, reported = fix(self._algebra, ranks, self.args.process_index, self._moment())
             self._reported |= reported
@@ -212,64 +225,47 @@ class PairTrainer(Trainer):
 
     def _weights(self, inputs: PairInputs, result: PairLosses, fixed: Fixed | None) -> Tensor:
         """Weights [b] of one micro-batch."""
-        if self._dataset_weights is not None:
-            return self._dataset_weights.of(inputs.indices)
+        if self._scope.weights is not None:
+            return self._scope.weights.of(inputs.indices)[0]
         if fixed is not None and fixed.weights is not None:
             return fixed.weights
         weighed = weigh(self._algebra.reweighter, batch_stats(result, inputs.flipped, self._progress()))
         self._reported |= weighed.metrics
         return weighed.weights
 
-    def _weigh_dataset(self, dataset_weights: DatasetWeights) -> None:
-        """Weigh all training pairs by the policy as it is now, dropout off; every rank passes a share through it."""
-        share = np.array_split(np.arange(len(self._dataset)), self.args.world_size)[self.args.process_index]
-        self.policy.train(mode=False)
-        with torch.no_grad():
-            parts = [
-                self._measured(share[start : start + _MEASURED_TOGETHER].tolist())
-                for start in range(0, len(share), _MEASURED_TOGETHER)
-            ]
-        self.policy.train()
-        ranks = gather(parts, self.args.world_size, self.args.device)
-        moment = self._moment()
-        weighed = weigh_dataset(self._algebra, [part for rank in ranks for part in rank], moment)
-        dataset_weights.put(weighed.weights, moment.step)
-        self._reported |= weighed.metrics
-
-    def _measured(self, indices: list[int]) -> Part:
-        inputs = collate([self._dataset[Draw(index, True)] for index in indices]).to(self.args.device)
-        logps = self._logps(self.policy, inputs)
-        if self._first_step():
-            # The stored reference differs from the live one by rounding, which would pass for a margin.
-            logps = replace(logps, chosen_reference=logps.chosen_policy, rejected_reference=logps.rejected_policy)
-        return Part(inputs.ids, logps, inputs.flipped)
-
     def _logps(self, model: nn.Module, inputs: PairInputs) -> PairLogps:
+        return self._explained(inputs, lambda each: self._measurer.logps(model, each.plain))
+
+    def _explained(self, inputs: PairInputs, measure: Callable[[PairInputs], Result]) -> Result:
+        """What `measure` gives; its errors say where training stands and which pairs are meant."""
         try:
-            scored = group_logps(model, inputs.groups, token_budget=self._budget)
+            return measure(inputs)
         except ModelError as error:
             names = ", ".join(map(repr, inputs.ids[:8]))
             advice = " Or lower training.learning_rate." if self.state.global_step else ""
             raise ModelError(f"Optimiser step {self.state.global_step + 1}, pairs {names}: {error}{advice}") from error
-        return inputs.logps(scored.sums, scored.lengths)
 
-    def _with_live_reference(self, batch: PairInputs) -> PairInputs:
-        logps = self._logps(self.policy, batch)
-        return replace(batch, chosen_reference=logps.chosen_policy, rejected_reference=logps.rejected_policy)
+    def _unmoved(self) -> bool:
+        """Whether the policy is still exactly its reference: no step so far had a learning rate above 0."""
+        return self._check_start and all(map(self._idle, range(self.state.global_step)))
 
-    def _first_step(self) -> bool:
-        return self._check_start and self.state.global_step == 0
+    def _idle(self, step: int) -> bool:
+        """Whether the schedule gives the optimiser step after `step` others a rate of 0, as a warm-up's first step."""
+        scheduler = getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+        factors: list[Callable[[int], float]] = getattr(scheduler, "lr_lambdas", [])
+        return bool(factors) and all(factor(step) == 0 for factor in factors)
 
     def _check_first(self, live: PairInputs, logps: PairLogps, margins: Tensor) -> None:
         """The step-0 check of one micro-batch."""
         check_margins_zero(margins, live.ids)
         stored = self._batches[live.slot].to(self.args.device)
-        lengths = {"chosen": logps.chosen_length, "rejected": logps.rejected_length}
         half = self.args.bf16 or self.args.fp16
         dtype = torch.bfloat16 if half else self._dtype
-        for side, length in lengths.items():
-            kept, now = getattr(stored, f"{side}_reference"), getattr(live, f"{side}_reference")
-            check_reference(side, kept, now, length, live.ids, dtype)
+        asked = [(stored.plain, live.plain)] + [(stored.prefixed[p], live.prefixed[p]) for p in live.prefixed]
+        for side, length in (("chosen", logps.chosen_length), ("rejected", logps.rejected_length)):
+            for kept, now in asked:
+                values = [getattr(answers, f"{side}_reference") for answers in (kept, now)]
+                check_reference(side, values[0], values[1], length, live.ids, dtype)
 
     def _record(self, logs: dict[str, float]) -> StepRecord:
         """The finished step's metrics over all its micro-batches and ranks."""

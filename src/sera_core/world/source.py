@@ -15,7 +15,7 @@ from sera_core.records import Message, Response, SourceData, TextPair, TextPromp
 from sera_core.world.diagnostics import diagnose
 from sera_core.world.questions import content, take
 from sera_core.world.rules import Question, Rules
-from sera_core.world.spec import DEMOS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, PROBE, VERSION
+from sera_core.world.spec import DEMOS, MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS, PROBE, QUALITY, VERSION
 from sera_core.world.writers import comparisons, demonstrations
 
 
@@ -59,6 +59,7 @@ class World:
         "objective:simpo": {"beta": 2.0, "gamma": 0.5},
         "smoother:constant": {"epsilon": 0.2},
         "smoother:unbiased": {"epsilon": 0.2},
+        "transform:self_refinement": {"prefix": QUALITY},
     }
 
     def __post_init__(self) -> None:

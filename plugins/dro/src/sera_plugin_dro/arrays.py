@@ -27,9 +27,12 @@ def double(values: Tensor) -> Tensor:
 def steady(values: Tensor) -> Tensor:
     """`double`, with values [n] that round to the same multiple of 2^-16 replaced by their mean; others are unchanged.
 
-    Worst cases that move the smallest first depend on the order of pairs. Where a policy equals its reference all
-    margins are 0 up to rounding errors, which differ with the number of ranks and the size of micro-batches, and their
-    order would decide the update. As ties they share.
+    Values that all lie within 2^-16 of each other, or of the largest where that is above 1, get their mean, wherever
+    they round to.
+
+    Where a policy equals its reference all margins are 0 up to rounding errors, which differ with the number of ranks
+    and the size of micro-batches. A worst case that moves the smallest first, or measures losses by their spread, would
+    let them decide the update. As ties they share.
     """
     values = double(values)
     keys, order = torch.sort(torch.round(values * _GRID))
@@ -37,7 +40,8 @@ def steady(values: Tensor) -> Tensor:
     number = torch.zeros_like(order).scatter(0, order, torch.diff(keys, prepend=keys[:1]).ne(0).cumsum(0))
     total = torch.zeros_like(values).index_add(0, number, values)
     count = torch.zeros_like(values).index_add(0, number, torch.ones_like(values))
-    return total[number] / count[number]
+    alike = values.max() - values.min() <= values.abs().max().clamp_min(1.0) / _GRID
+    return torch.where(alike, values.mean(), total[number] / count[number])
 
 
 def normalised(weights: Tensor) -> Tensor:

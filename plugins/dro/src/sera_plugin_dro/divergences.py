@@ -25,8 +25,8 @@ class KL:
     It up-weights hard pairs, the more the larger their loss; mislabelled pairs are among them. Weights have mean 1.
 
     Options: `radius`, the ball's size in nats, a finite number >= 0 or a `Schedule`; 0 gives equal weights and
-    log n all weight to the hardest pair. `temperature` > 0 fixes the exponent instead: small ones are extreme.
-    Neither given means radius 0.1.
+    log n all weight to the hardest pair. Weights then do not depend on the scale of losses; those that agree to 2^-16
+    are ties. `temperature` > 0 fixes the exponent instead: small ones are extreme. Neither given means radius 0.1.
 
     Raises:
         ConfigError: both options, or a value out of range.
@@ -71,7 +71,7 @@ class KL:
         if self.radius is None:
             return _weigh("kl", stats, lambda losses: sera_solvers.kl(losses, temperature=self.temperature))
         radius = radius_at(self.radius, stats.progress)
-        return _weigh("kl", stats, lambda losses: sera_solvers.kl(losses, radius=radius), "temperature", radius)
+        return _weigh("kl", stats, lambda losses: sera_solvers.kl(losses, radius=radius), "temperature", radius, steady)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class ChiSquare:
 
     It up-weights hard pairs; while the ball is small, w = 1 + sqrt(radius) (loss - mean) / std, and easy pairs reach
     weight 0 in a larger one. Weights have mean 1, and as long as pairs differ the effective sample size is
-    n / (1 + radius).
+    n / (1 + radius). Losses that agree to 2^-16 are ties.
 
     Options: `radius` >= 0, a number or a `Schedule`: the largest mean of (w - 1)^2; 0 gives equal weights.
 
@@ -116,7 +116,9 @@ class ChiSquare:
             ModelError: losses that are not finite.
         """
         radius = radius_at(self.radius, stats.progress)
-        return _weigh("chi2", stats, lambda losses: sera_solvers.chi_square(losses, radius), "dual_price", radius)
+        return _weigh(
+            "chi2", stats, lambda losses: sera_solvers.chi_square(losses, radius), "dual_price", radius, steady
+        )
 
 
 @dataclass(frozen=True)

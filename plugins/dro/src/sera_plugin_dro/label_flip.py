@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Half the spacing of float32 below 1: a confidence that rounded to 1 stays the largest, with a finite margin.
 _CLEARANCE = 2.0**-25
+# Confidences closer to 1/2 than this are ties there (see `steady`), whatever their rounding errors average to.
+_UNDECIDED = 2.0**-17
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class LabelFlip:
     """Lets an adversary flip labels within a budget, and trains against the flips that hurt most.
 
     Flipping a pair raises the logistic loss by its margin beta h = logit(confidence), so the most confident labels
-    flip first, equally confident ones in equal shares, and labels the policy disagrees with never. The policy is kept
-    from becoming sure of any label, the right answer to label noise where moving confidences, as `wasserstein` does,
-    is not. Confidences are read as the objective gives them; for dpo the flips are exactly the worst.
+    flip first, equally confident ones in equal shares. Labels the policy disagrees with never flip, nor those whose
+    confidence is 1/2 to within 2^-17. The policy is kept from becoming sure of any label, the right answer to label
+    noise where moving confidences, as `wasserstein` does, is not. Confidences are read as the objective gives them; for
+    dpo the flips are exactly the worst.
 
     Options: `radius` >= 0, a number or a `Schedule`: the budget per pair; 0 changes nothing. `cost` > 0, the price of
     flipping one label: at most `radius` / `cost` of the batch is flipped.
@@ -64,7 +67,10 @@ class LabelFlip:
             ModelError: confidences that are not finite.
         """
         radius = radius_at(self.radius, batch.progress)
-        margins = torch.logit(steady(confidence).clamp(_CLEARANCE, 1 - _CLEARANCE))
+        confidences = steady(confidence).clamp(_CLEARANCE, 1 - _CLEARANCE)
+        # The sign of a rounding error would decide between all of the budget and none.
+        confidences = torch.where((confidences - 0.5).abs() < _UNDECIDED, 0.5, confidences)
+        margins = torch.logit(confidences)
         try:
             flip = sera_solvers.label_flip(margins, radius, self.cost).flip
         except sera_solvers.SolversError as error:

@@ -24,6 +24,7 @@ _NAME = "reweighter 'wasserstein'"
 _RADIUS = 0.05
 _PIECES = 16
 _SOLVER = "CLARABEL"
+_REFRESH = 0.25
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,10 @@ class Wasserstein:
     -log xi and an open `solver`. `gradient`: ``envelope`` of the optimal value, ``expectation`` under the worst
     distribution held fixed, or ``literal``, of the sum of -log over its atoms.
 
-    `scope`: ``batch``, or ``dataset``, which weighs all training pairs at once, anew every `refresh` > 0 epochs, in
-    groups of `group_size` >= 1 pairs (None: ungrouped). `normalise` rescales weights to mean 1.
+    `scope`: ``batch``, or ``dataset``, which weighs all training pairs at once, before the first step and anew every
+    `refresh` > 0 epochs, in groups of `group_size` >= 1 pairs (None: ungrouped). Before the first step all margins are
+    0 where the policy is its own reference, and all pairs weigh the same until the second measurement: `refresh` must
+    be below the number of epochs. `normalise` rescales weights to mean 1.
 
     Raises:
         ConfigError: a value out of range, an option nothing would read, or a solver that is not installed.
@@ -63,7 +66,7 @@ class Wasserstein:
     gradient: Literal["envelope", "expectation", "literal"] = "envelope"
     scope: Literal["batch", "dataset"] = "batch"
     group_size: int | None = None
-    refresh: float = 1.0
+    refresh: float = _REFRESH
     normalise: bool = False
 
     def __post_init__(self) -> None:
@@ -97,9 +100,9 @@ class Wasserstein:
         require_choice(_NAME, "scope", self.scope, ("batch", "dataset"))
         if self.scope == "batch":
             refuse_unread(_NAME, "group_size", self.group_size, None, "scope: dataset")
-            refuse_unread(_NAME, "refresh", self.refresh, 1.0, "scope: dataset")
+            refuse_unread(_NAME, "refresh", self.refresh, _REFRESH, "scope: dataset")
             return
-        require_positive(_NAME, "refresh", self.refresh, typical="1, once an epoch")
+        require_positive(_NAME, "refresh", self.refresh, typical="0.25, four times an epoch")
         if self.group_size is not None:
             _require_count("group_size", self.group_size, 1)
 
@@ -122,8 +125,9 @@ class Wasserstein:
     def weigh(self, stats: BatchStats) -> Weighted:
         """Weights [n], and how they came about.
 
-        Metrics: `radius`, `mass_moved` in [0, 1], `dual_price`, `worst_case_loss`, `empirical_loss`, and where pairs
-        are grouped `grouping_error`, by how much the grouped worst case falls short of the ungrouped one.
+        Metrics: `radius`, `mass_moved` in [0, 1], `dual_price`, `worst_case_loss`, `empirical_loss` (both of -log xi,
+        or of the tangents of a program), and where pairs are grouped `grouping_error`, by how much the grouped worst
+        case falls short of the ungrouped one.
 
         Raises:
             ModelError: confidences that are not finite, or a program that the solver does not solve.
