@@ -1,6 +1,5 @@
 """Whole runs with judges that ask a model, and the curriculum, on models and data of the size of a thumb."""
 
-import gc
 import json
 import math
 import os
@@ -26,14 +25,6 @@ from sera_core.resolved import resolved_settings
 
 RANKS = Path(__file__).parents[1] / "cli" / "ranked_runs.py"
 GENERATED = ("generated.max_new_tokens=6", "loop.iterations=2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick_collections():
-    """Training collects garbage; what the test session holds already is none and need not be looked through."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from sera_core.builtin.margins import log_ratios
-from sera_core.builtin.options import require_choice, require_positive
+from sera_core.options import require_choice, require_positive
 from sera_core.protocols import Needs
 from sera_core.records import PairLogps
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from sera_core.builtin.options import require_choice
+from sera_core.options import require_choice
 from sera_core.protocols import Needs
 from sera_core.records import Floats, Response, ScoringLogps
 

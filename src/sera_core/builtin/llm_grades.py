@@ -17,8 +17,8 @@ from sera_core.builtin.asking import (
     require_template,
     verdicts,
 )
-from sera_core.builtin.options import require_number, require_positive
 from sera_core.errors import ConfigError
+from sera_core.options import require_number, require_positive
 from sera_core.protocols import Asker, Judge, Needs, Verdict
 from sera_core.records import Floats, Response
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sera_core.builtin.asking import Unbound, conversation, question, require_model, require_template
-from sera_core.builtin.options import require_number
 from sera_core.errors import ConfigError
+from sera_core.options import require_number
 from sera_core.protocols import Asker, Judge, Needs, Verdict
 from sera_core.records import Floats, Response, TextPrompt
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sera_core.builtin.options import require_flag
 from sera_core.errors import ModelError
+from sera_core.options import require_flag
 from sera_core.protocols import Needs
 from sera_core.records import Floats, Response, ScoringLogps
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from sera_core.builtin.options import require_number
 from sera_core.builtin.share import require_share, resolve_share
+from sera_core.options import require_number
 from sera_core.protocols import Needs
 from sera_core.records import Floats
 

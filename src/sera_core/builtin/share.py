@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from decimal import ROUND_HALF_UP, Decimal
 
-from sera_core.builtin.options import require_number
 from sera_core.errors import ConfigError
+from sera_core.options import require_number
 
 
 def require_share(component: str, fraction: float | None, count: int | None) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from sera_core.builtin.margins import mean_logps
-from sera_core.builtin.options import require_number, require_positive
+from sera_core.options import require_number, require_positive
 from sera_core.protocols import Needs
 from sera_core.records import PairLogps
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 
-from sera_core.builtin.options import require_number
+from sera_core.options import require_number
 from sera_core.protocols import Needs
 from sera_core.records import PairBatch
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sera_core.builtin.candidates import generated_pair, is_empty, wording
+from sera_core.candidates import generated_pair, is_empty, wording
 from sera_core.errors import DataError
 from sera_core.protocols import Needs
 from sera_core.records import Candidates, Floats, Pair, Pairs, Response

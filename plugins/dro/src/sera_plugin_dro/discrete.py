@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Literal, Self
 import torch
 
 import sera_solvers
+from sera_core.options import require_choice, require_number
 from sera_core.protocols import Needs
 from sera_core.records import BatchStats, Weighted
 from sera_plugin_dro.arrays import Metric, failed, steady, weighted
-from sera_plugin_dro.options import require_choice, require_number
 from sera_plugin_dro.schedule import Schedule, radius_at, require_radius
 
 if TYPE_CHECKING:

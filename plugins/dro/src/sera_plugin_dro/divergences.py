@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import sera_solvers
+from sera_core.options import refuse_both, require_number, require_positive
 from sera_core.protocols import Needs
 from sera_core.records import BatchStats, Weighted
 from sera_plugin_dro.arrays import Metric, double, failed, steady, weighted
-from sera_plugin_dro.options import refuse_both, require_number, require_positive
 from sera_plugin_dro.schedule import Schedule, radius_at, require_radius
 
 if TYPE_CHECKING:

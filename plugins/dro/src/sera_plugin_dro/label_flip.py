@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 import sera_solvers
+from sera_core.options import require_positive
 from sera_core.protocols import Needs
 from sera_core.records import PairBatch
 from sera_plugin_dro.arrays import failed, steady
-from sera_plugin_dro.options import require_positive
 from sera_plugin_dro.schedule import Schedule, radius_at, require_radius
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from sera_plugin_dro.options import require_number
+from sera_core.options import require_number
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import torch
 
 import sera_solvers
 from sera_core.errors import ConfigError
+from sera_core.options import refuse_both, refuse_unread, require_choice, require_flag, require_positive
 from sera_core.protocols import Needs
 from sera_core.records import BatchStats, Weighted
 from sera_plugin_dro.arrays import Metric, failed, normalised, steady, weighted
 from sera_plugin_dro.gradients import READINGS
-from sera_plugin_dro.options import refuse_both, refuse_unread, require_choice, require_flag, require_positive
 from sera_plugin_dro.schedule import Schedule, radius_at, require_radius
 
 if TYPE_CHECKING:

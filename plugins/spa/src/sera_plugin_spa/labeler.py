@@ -9,11 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sera_core.candidates import furthest_apart, generated_pair
+from sera_core.options import require_positive
 from sera_core.protocols import Needs
-from sera_core.records import Candidates, Floats, Pair, Pairs, Response
-from sera_plugin_spa.options import require_number
-
-GENERATED = "generated"
+from sera_core.records import Candidates, Floats, Pairs
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ class DirectJudgmentLabels:
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        expected = "a finite number > 0 (typically the objective's beta)"
-        smallest = math.ulp(0.0)
-        require_number("labeler 'direct_judgment'", "beta", self.beta, low=smallest, expected=expected)
+        require_positive("labeler 'direct_judgment'", "beta", self.beta, typical="the objective's beta")
 
     @property
     def needs(self) -> Needs:
@@ -49,37 +46,12 @@ class DirectJudgmentLabels:
 
     def label(self, candidates: Candidates, scores: Sequence[Floats], rng: np.random.Generator) -> Pairs:  # noqa: ARG002
         """At most one pair per prompt, in prompt order; `template` is left for the caller to fill."""
-        pairs = []
         dropped: Counter[str] = Counter()
-        for group, group_scores in zip(candidates.responses, scores, strict=True):
-            distinct = _distinct(group)
-            usable = [index for index in distinct if group[index].ids.size and _wording(group[index])]
-            if len(usable) < 2:
-                dropped["empty_response" if len(distinct) >= 2 else "too_few_distinct"] += 1
-                continue
-            values = np.asarray(group_scores, dtype=np.float64)[usable]
-            best, worst = int(values.argmax()), int(values.argmin())
-            if values[best] == values[worst]:
-                dropped["tied_scores"] += 1
-                continue
-            confidence = _sigmoid(self.beta * float(values[best] - values[worst]))  # Kim 2024 (SPA), Eq. 7
-            pairs.append(_pair(group[usable[best]], group[usable[worst]], confidence))  # Kim 2024 (SPA), Eq. 8
-        return Pairs(tuple(pairs), dict(sorted(dropped.items())))
-
-
-def _pair(chosen: Response, rejected: Response, confidence: float) -> Pair:
-    return Pair(f"{chosen.prompt.id}#gen", chosen, rejected, GENERATED, template="", confidence=confidence)
-
-
-def _wording(response: Response) -> str:
-    return response.text.strip()
-
-
-def _distinct(group: Sequence[Response]) -> list[int]:
-    first: dict[str, int] = {}
-    for index, response in enumerate(group):
-        first.setdefault(_wording(response), index)
-    return list(first.values())
+        pairs = tuple(
+            generated_pair(best, worst, _sigmoid(self.beta * gap))  # Kim 2024 (SPA), Eq. 7 and 8
+            for best, worst, gap in furthest_apart(candidates, scores, dropped)
+        )
+        return Pairs(pairs, dict(sorted(dropped.items())))
 
 
 def _sigmoid(value: float) -> float:

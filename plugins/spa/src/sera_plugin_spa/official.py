@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 
 from sera_core.errors import ConfigError
+from sera_core.options import require_whole
 from sera_core.protocols import Needs
 from sera_core.records import Floats, PairBatch, Smoothed
-from sera_plugin_spa.options import require_refinement, require_whole
+from sera_plugin_spa.options import require_refinement
 from sera_plugin_spa.refinement import split
 
 if TYPE_CHECKING:

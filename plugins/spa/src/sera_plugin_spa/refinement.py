@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import torch
 
+from sera_core.options import refuse_unread, require_choice, require_number, require_whole
 from sera_core.protocols import Needs
 from sera_core.records import Floats, PairBatch, Smoothed
-from sera_plugin_spa.options import refuse_unread, require_choice, require_number, require_refinement, require_whole
+from sera_plugin_spa.options import require_refinement
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from typing import Literal
 import numpy as np
 
 from sera_core.errors import ConfigError
+from sera_core.options import require_choice, require_number
 from sera_core.protocols import Needs
 from sera_core.records import Floats, Response, ScoringLogps
-from sera_plugin_spa.options import require_choice, require_number
 
 _NAME = "scorer 'direct_judgment'"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 from sera_core.errors import ConfigError
+from sera_core.options import require_number
 from sera_core.protocols import Needs
 from sera_core.records import PairBatch
 
@@ -43,12 +43,8 @@ class SelfRefinement:
     prefix: str = PREFIX
 
     def __post_init__(self) -> None:
-        number = not isinstance(self.strength, bool) and isinstance(self.strength, int | float)
-        if not (number and math.isfinite(self.strength) and self.strength >= 0):
-            raise ConfigError(
-                f"{_ROLE}: option strength must be a finite number >= 0 (typically 0.1 to 1); got {self.strength!r}. "
-                "Change strength."
-            )
+        expected = "a finite number >= 0 (typically 0.1 to 1)"
+        require_number(_ROLE, "strength", self.strength, low=0, expected=expected)
         if not isinstance(self.prefix, str) or not self.prefix.replace(PLACE, "").strip():
             raise ConfigError(
                 f"{_ROLE}: option prefix must be a text that asks for quality; got {self.prefix!r}. Give a text to "

@@ -1,4 +1,4 @@
-"""Checks that option values make sense, with one wording for all built-in components."""
+"""Checks that option values make sense, with one wording for all components. For plugins to use, too."""
 
 from __future__ import annotations
 
@@ -57,3 +57,42 @@ def require_flag(component: str, option: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise ConfigError(f"{component}: option {option} must be true or false; got {value!r}. Change {option}.")
+
+
+def require_whole(component: str, option: str, value: object, *, low: int, typical: str) -> None:
+    """Check that an option is a whole number of at least `low`; `typical` values go into the message.
+
+    Raises:
+        ConfigError: not a whole number, or too small.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ConfigError(
+            f"{component}: option {option} must be a whole number >= {low} (typically {typical}); got {value!r}. "
+            f"Change {option}."
+        )
+
+
+def refuse_unread(component: str, option: str, value: object, default: object, reader: str) -> None:
+    """Refuse a value other than the default for an option that only `reader` reads.
+
+    Raises:
+        ConfigError: the option is set and would be ignored.
+    """
+    if value != default:
+        raise ConfigError(
+            f"{component}: option {option} = {value!r} is only read with {reader} and would be ignored. "
+            f"Remove {option}, or set {reader}."
+        )
+
+
+def refuse_both(component: str, first: str, one: object, second: str, other: object) -> None:
+    """Refuse two options that both set the size of one ambiguity set.
+
+    Raises:
+        ConfigError: neither is None.
+    """
+    if one is not None and other is not None:
+        raise ConfigError(
+            f"{component}: options {first} and {second} exclude each other; got {first}={one!r} and "
+            f"{second}={other!r}. Remove one, or set it to null."
+        )
