@@ -42,7 +42,7 @@ def check_prefixes(plan: Plan, data: Prepared, tokenizer: PreTrainedTokenizerBas
     for prefix in dict.fromkeys(prefix for step in plan.iterations for prefix in prefixes_of(plan, step)):
         prompts = prefixed_prompts(tokenizer, [pair.prompt for pair in pairs], prefix, limits_of(plan))
         answers = [max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in pairs]
-        longest = max(len(prompt.ids) + answer for prompt, answer in zip(prompts, answers, strict=True))
+        longest = max((len(prompt.ids) + answer for prompt, answer in zip(prompts, answers, strict=True)), default=0)
         if positions is not None and longest > positions:
             raise ConfigError(
                 f"Under the prompt prefix {prefix!r} a pair has {longest} tokens, but the model has {positions} "
@@ -80,7 +80,8 @@ def _check_pairs_per_prompt(step: IterationPlan, data: Prepared) -> None:
     plan, settings = step.offline, step.config.offline
     wanted = 1 if plan is None or not plan.acts else getattr(plan.selector, "pairs_per_prompt", 1)
     most = max(Counter(pair.prompt.id for pair in data.pairs.pairs).values(), default=0)
-    if settings is not None and wanted > most:
+    # No pair at all is for the selection to say, with what was dropped.
+    if settings is not None and wanted > most > 0:
         raise ConfigError(
             f"offline.selector '{settings.selector.name}' keeps pairs of prompts with at least {wanted} pairs in "
             f"iteration {step.iteration}, and no prompt of the data has more than {most}. Use data with several scored "

@@ -59,16 +59,16 @@ def require_flag(component: str, option: str, value: object) -> None:
         raise ConfigError(f"{component}: option {option} must be true or false; got {value!r}. Change {option}.")
 
 
-def require_whole(component: str, option: str, value: object, *, low: int, typical: str) -> None:
+def require_whole(component: str, option: str, value: object, *, low: int, typical: str = "") -> None:
     """Check that an option is a whole number of at least `low`; `typical` values go into the message.
 
     Raises:
         ConfigError: not a whole number, or too small.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        usual = f" (typically {typical})" if typical else ""
         raise ConfigError(
-            f"{component}: option {option} must be a whole number >= {low} (typically {typical}); got {value!r}. "
-            f"Change {option}."
+            f"{component}: option {option} must be a whole number >= {low}{usual}; got {value!r}. Change {option}."
         )
 
 

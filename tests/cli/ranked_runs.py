@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from sera_core import cli, iterate, runner
+from sera_core import cli, runner, training
 from sera_core.errors import ModelError
 
 assert runner
@@ -47,7 +47,7 @@ def become(rank, port, launch, folder):
     os.environ.update(environment(rank, port))
     sys.argv = ["sera", *launch["arguments"]]
     if launch.get("break") == rank:
-        iterate.train = broken
+        training.train = broken
     code = 1
     try:
         cli.main()

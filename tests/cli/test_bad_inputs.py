@@ -196,7 +196,7 @@ def test_damaged_results_are_computed_again(place, change, caplog):
 
 
 def test_ctrl_c_ends_with_130_and_a_hint(place):
-    with mock.patch("sera_core.iterate.train", side_effect=KeyboardInterrupt):
+    with mock.patch("sera_core.training.train", side_effect=KeyboardInterrupt):
         ended = place.run()
     assert ended.code == 130
     assert ended.err == "Interrupted. Run the same command again to continue.\n"
@@ -204,7 +204,7 @@ def test_ctrl_c_ends_with_130_and_a_hint(place):
 
 
 def test_a_bug_keeps_its_traceback(place):
-    with mock.patch("sera_core.iterate.train", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+    with mock.patch("sera_core.training.train", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
         place.run()
 
 

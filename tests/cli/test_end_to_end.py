@@ -52,7 +52,22 @@ PRESETS = (
 )
 
 # Presets whose tests need data or models of their own.
-ELSEWHERE = ("curry-dpo", "oaif", "self-rewarding")
+ELSEWHERE = (
+    "curry-dpo",
+    "oaif",
+    "self-rewarding",
+    "spa",
+    "spa-dro",
+    "spa-llm-judge",
+    "spa-no-decoupling",
+    "spa-no-reference",
+    "spa-no-refinement",
+    "spa-no-seed",
+    "spa-official-code",
+    "spa-previous-reference",
+    "spa-reward-model",
+    "spa-seed-only",
+)
 
 
 def read_lines(path):

@@ -144,7 +144,7 @@ def test_candidates_do_not_depend_on_the_batches_they_were_drawn_in(go, tmp_path
 def test_another_version_of_the_judge_is_another_judge():
     def key(judge, version):
         provenance = {"source:world": "world@sera-core==1", "judge:gold": f"gold@sera-core=={version}"}
-        plan = SimpleNamespace(judge=judge, provenance=provenance)
+        plan = SimpleNamespace(judge=judge, judge_name="gold", provenance=provenance)
         return Context(plan, *[None] * (len(fields(Context)) - 1)).judge()
 
     assert key(Gold(), "1") == "gold@sera-core==1 Gold()" != key(Gold(), "2")

@@ -10,7 +10,7 @@ from sera_core.builtin.orpo import ORPO
 from sera_core.builtin.smoothers import Constant
 from sera_core.builtin.uniform import Uniform
 from sera_core.protocols import Needs
-from sera_core.records import Weighted
+from sera_core.records import Smoothed, Weighted
 
 
 def objective(base=DPO, **methods):
@@ -42,8 +42,7 @@ class GoodTransform:
         return cls(lam=0.0)
 
     def other(self, batch):
-        logps = batch.prefixed["quality"]
-        return logps.chosen_policy - logps.rejected_policy
+        return batch.prefixed["quality"]
 
     def apply(self, margins, batch):
         return margins - self.lam * self.other(batch).detach()
@@ -104,6 +103,21 @@ def reporting(**metrics):
     return weighing(metrics=lambda self, stats: {k: v(stats) if callable(v) else v for k, v in metrics.items()})
 
 
+@dataclass(frozen=True)
+class GoodSmoothing(Constant):
+    """cDPO that says how confident the policy was."""
+
+    def metrics(self, confidence):
+        return {"lowest": confidence.min(), "rate": self.epsilon}
+
+    def smooth(self, confidence, batch):
+        return Smoothed(*self.flip_weights(confidence, batch), self.metrics(confidence))
+
+
+def smoothing(**methods):
+    return dataclass(frozen=True)(type("Broken", (GoodSmoothing,), {"__doc__": "Broken.", **methods}))
+
+
 def without_neutral(base):
     def missing(cls):
         return 3
@@ -144,6 +158,11 @@ BROKEN = [
     ("smoother", "no-gradient", smoother(lambda c: (c, 1 - c))),
     ("smoother", "neutral", smoother(lambda c: (c.detach(), 1 - c.detach()))),
     ("smoother", "neutral", without_neutral(Constant)),
+    ("smoother", "smooth-agrees", smoothing(smooth=lambda self, c, batch: Smoothed(torch.ones_like(c), 0.0 * c))),
+    ("smoother", "smooth-agrees", smoothing(smooth=lambda self, c, batch: self.flip_weights(c, batch))),
+    ("smoother", "smooth-agrees", smoothing(metrics=lambda self, c: {"lowest": float("nan")})),
+    ("smoother", "needs", smoothing(needs=property(lambda self: Needs(extrapolation=-0.5)))),
+    ("smoother", "needs", smoothing(needs=property(lambda self: Needs(dataset_every=float("inf"))))),
     ("reweighter", "non-negative", reweighter(lambda stats: stats.margins)),
     ("reweighter", "non-negative", reweighter(lambda stats: stats.losses.mean())),
     ("reweighter", "non-negative", reweighter(lambda stats: stats.losses / (len(stats.losses) - 1))),

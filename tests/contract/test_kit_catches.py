@@ -38,6 +38,7 @@ def test_every_line_of_every_contract_has_a_component_that_breaks_it():
         ("scorer", broken_curation.GoodScorer),
         ("transform", broken_training.GoodTransform),
         ("reweighter", broken_training.GoodWeighing),
+        ("smoother", broken_training.GoodSmoothing),
         ("source", broken_generation.GoodSource),
         ("selector", broken_curation.Selecting),
         ("selector", broken_curation.ByPrompt),

@@ -54,7 +54,8 @@ def test_the_navigation_lists_every_page():
 
 def drop_reasons():
     """Every reason the code counts drops under."""
-    text = "\n".join(sources("src/sera_core/data") + sources("src/sera_core/builtin"))
+    candidates = (ROOT / "src/sera_core/candidates.py").read_text(encoding="utf-8")
+    text = "\n".join([*sources("src/sera_core/data"), *sources("src/sera_core/builtin"), candidates])
     patterns = (
         r'BadRowError\(\s*"(\w+)"',
         r'dropped\["(\w+)"(?: if [^\]]+ else "(\w+)")?\]',

@@ -43,18 +43,6 @@ def require_template(component: str, template: str, wanted: Sequence[str]) -> No
         )
 
 
-def require_count(component: str, option: str, value: object, least: int) -> None:
-    """Check that an option is a whole number of at least `least`.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(
-            f"{component}: option {option} must be a whole number >= {least}; got {value!r}. Change {option}."
-        )
-
-
 def require_model(component: str, model: object) -> None:
     """Check that a model is named.
 

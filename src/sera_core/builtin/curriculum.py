@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sera_core.builtin.asking import require_count
+from sera_core.options import require_whole
 from sera_core.protocols import Needs
 from sera_core.records import Floats
 
@@ -31,7 +31,7 @@ class Curriculum:
     stage: int = 1
 
     def __post_init__(self) -> None:
-        require_count("selector 'curriculum'", "stage", self.stage, 1)
+        require_whole("selector 'curriculum'", "stage", self.stage, low=1)
 
     @property
     def needs(self) -> Needs:

@@ -12,13 +12,12 @@ from sera_core.builtin.asking import (
     Unbound,
     conversation,
     question,
-    require_count,
     require_model,
     require_template,
     verdicts,
 )
 from sera_core.errors import ConfigError
-from sera_core.options import require_number, require_positive
+from sera_core.options import require_number, require_positive, require_whole
 from sera_core.protocols import Asker, Judge, Needs, Verdict
 from sera_core.records import Floats, Response
 
@@ -85,8 +84,8 @@ class LlmGrades(Unbound):
         name = "judge 'llm_grades'"
         require_model(name, self.model)
         require_template(name, self.template, ("prompt", "response"))
-        require_count(name, "samples", self.samples, 1)
-        require_count(name, "max_new_tokens", self.max_new_tokens, 1)
+        require_whole(name, "samples", self.samples, low=1)
+        require_whole(name, "max_new_tokens", self.max_new_tokens, low=1)
         require_positive(name, "temperature", self.temperature, typical="0.7")
         bound = float(np.finfo(np.float64).max)
         for option in ("low", "high"):

@@ -9,7 +9,7 @@ import torch
 
 from sera_core.errors import ModelError
 from sera_core.protocols import Reweighter, Smoother, Transform
-from sera_core.records import BatchStats, Weighted
+from sera_core.records import BatchStats, Smoothed, Weighted
 from sera_core.testing import samples
 from sera_core.testing.contract import ContractError, Property, example_of, require
 from sera_core.train.told import plain_metrics
@@ -149,6 +149,30 @@ def _weigh_metrics(reweighter: Reweighter) -> None:
                 raise ContractError(str(error)) from error
 
 
+def _smooth_agrees(smoother: Smoother) -> None:
+    confidence, batch = torch.sigmoid(_margins()).detach(), samples.pair_batch(smoother.needs)
+    # Two components, in case asking one of them moves its state.
+    asked, told = example_of(type(smoother)), example_of(type(smoother)).smooth(confidence, batch)
+    require(isinstance(told, Smoothed), f"smooth must return a Smoothed, got {told!r}")
+    keep, flip = asked.flip_weights(confidence, batch)
+    same = torch.equal(told.keep, keep) and torch.equal(told.flip, flip)
+    require(same, f"smooth gives {told.keep} and {told.flip}, flip_weights gives {keep} and {flip}")
+    try:
+        plain_metrics(smoother, told.metrics)
+    except ModelError as error:
+        raise ContractError(str(error)) from error
+
+
+def _says_how_it_smooths(factory: type[Any]) -> bool:
+    return hasattr(factory, "smooth")
+
+
+def _smoother_needs(smoother: Smoother) -> None:
+    strength, every = smoother.needs.extrapolation, smoother.needs.dataset_every
+    require(0 <= strength < math.inf, f"needs.extrapolation must be 0 or a finite number above it, got {strength}")
+    require(0 <= every < math.inf, f"needs.dataset_every must be 0 or a finite number of epochs above it, got {every}")
+
+
 def _says_how(factory: type[Any]) -> bool:
     return hasattr(factory, "weigh")
 
@@ -168,6 +192,8 @@ SMOOTHER = (
     Property("sums-to-one", _smoother_sums_to_one),
     Property("no-gradient", _smoother_no_gradient),
     Property("neutral", _smoother_neutral),
+    Property("needs", _smoother_needs),
+    Property("smooth-agrees", _smooth_agrees, _says_how_it_smooths),
 )
 REWEIGHTER = (
     Property("non-negative", _weights_valid),
