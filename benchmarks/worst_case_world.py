@@ -4,10 +4,11 @@
     sera ablate dro-few-pairs --processes 2
     python benchmarks/worst_case_world.py runs/dro-world/results.json runs/dro-few-pairs/results.json
 
-Win rates are compared twice: at the default step, and at equal KL to the initial policy. For the latter each arm's runs
-(one per step size) are points (sqrt KL, win rate); the baseline's win rate at an arm's KL is read off the line through
-the baseline's points of the same seed and (0, 1/2), the initial policy against itself. Points beyond the baseline's
-largest KL are left out. Intervals are Student's over seeds.
+Win rates are compared at the default step and at equal KL to the initial policy. For the latter each arm's runs (one
+per step size) are points (sqrt KL, win rate), and the baseline's win rate at an arm's KL is read off the line through
+the baseline's points of the same seed. Strictly, only points within the baseline's own range of KL are compared; with
+the initial policy, (0, 1/2), as one more point of the line more of them are, but win rates rise steeply there, and a
+straight line understates the baseline. The verdict goes by the strict figure. Intervals are Student's over seeds.
 """
 
 from __future__ import annotations
@@ -51,16 +52,16 @@ def win_and_kl(result: Any) -> tuple[float, float]:  # noqa: ANN401
     return win, kl
 
 
-def at_equal_kl(arm: dict[str, dict[int, Any]], base: dict[str, dict[int, Any]]) -> tuple[Estimate | None, int]:
+def at_equal_kl(
+    arm: dict[str, dict[int, Any]], base: dict[str, dict[int, Any]], *, from_initial: bool
+) -> tuple[Estimate | None, int]:
     """Mean difference of win rates at equal KL over seeds, and how many of the arm's points could be compared."""
     gaps, compared = [], 0
     for seed in next(iter(arm.values())):
         line = sorted((np.sqrt(max(kl, 0)), win) for win, kl in (win_and_kl(runs[seed]) for runs in base.values()))
-        x, y = zip((0.0, 0.5), *line, strict=True)
-        points = [win_and_kl(runs[seed]) for runs in arm.values()]
-        inside = [
-            win - float(np.interp(np.sqrt(max(kl, 0)), x, y)) for win, kl in points if np.sqrt(max(kl, 0)) <= x[-1]
-        ]
+        x, y = zip(*([(0.0, 0.5)] if from_initial else []), *line, strict=True)
+        points = [(np.sqrt(max(kl, 0)), win) for win, kl in (win_and_kl(runs[seed]) for runs in arm.values())]
+        inside = [win - float(np.interp(at, x, y)) for at, win in points if x[0] <= at <= x[-1]]
         compared += len(inside)
         if inside:
             gaps.append(float(np.mean(inside)))
@@ -105,12 +106,19 @@ def default_table(cells: dict[Cell, Any]) -> list[str]:
 
 def matched_table(cells: dict[Cell, Any]) -> list[str]:
     """Each arm against its baseline at equal KL."""
-    lines = ["| data | arm | win rate at equal KL, vs baseline | points | verdict |", "|---|---|---|---|---|"]
+    lines = [
+        "| data | arm | win rate at equal KL, vs baseline | points | verdict | with the initial policy | points |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for cell, arms in cells.items():
         for arm, base in BASELINES.items():
             if arm in arms:
-                gap, count = at_equal_kl(arms[arm], arms[base])
-                lines.append(f"| {_named(cell)} | `{arm}` | {shown(gap, sign='+')} | {count} | {verdict(gap)} |")
+                strict, count = at_equal_kl(arms[arm], arms[base], from_initial=False)
+                loose, more = at_equal_kl(arms[arm], arms[base], from_initial=True)
+                lines.append(
+                    f"| {_named(cell)} | `{arm}` | {shown(strict, sign='+')} | {count} | {verdict(strict)} | "
+                    f"{shown(loose, sign='+')} | {more} |"
+                )
     return lines
 
 
