@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol, TypeAlias
 
 import numpy as np
 
-from sera_solvers.arrays import Array, is_tensor, namespace
+from sera_solvers.arrays import Array, frozen, is_tensor, namespace
 from sera_solvers.errors import InputError
 
 FEWEST_PIECES = 2
@@ -132,7 +133,13 @@ class AffineMax:
 def _like(values: tuple[float, ...], x: Array) -> Array:
     if is_tensor(x):  # a copy that the device need not be waited for
         return namespace(x).tensor(values, dtype=x.dtype).to(x.device, non_blocking=True)
-    return np.array(values)
+    return _array(values)
+
+
+@lru_cache(maxsize=64)
+def _array(values: tuple[float, ...]) -> Array:
+    """Read-only, because it is made once for all calls: for small samples making it costs as much as solving."""
+    return frozen(np.array(values))
 
 
 def as_loss(loss: LossLike) -> Loss:
@@ -185,6 +192,16 @@ def at_ends(loss: Loss, support: tuple[float, float]) -> tuple[tuple[float, floa
     Raises:
         InputError: naming `loss`: one of them is not finite, or the loss does not map [2] to [2].
     """
+    # Of the losses defined here it is known that they stay what they are.
+    return _known_ends(loss, support) if isinstance(loss, AffineMax) or loss is NEG_LOG else _ends(loss, support)
+
+
+@lru_cache(maxsize=64)
+def _known_ends(loss: Loss, support: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
+    return _ends(loss, support)
+
+
+def _ends(loss: Loss, support: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
     ends = np.array(support)
     with np.errstate(all="ignore"):
         values, slopes = np.asarray(loss.value(ends)), np.asarray(loss.derivative(ends))

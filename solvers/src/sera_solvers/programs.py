@@ -31,12 +31,14 @@ COMPILED_KEPT = 32
 """How many compiled programs are kept, least recently used first to go."""
 
 _CLARABEL = MappingProxyType({"tol_gap_abs": 1e-10, "tol_gap_rel": 1e-10, "max_iter": 200})
+_FINER = MappingProxyType({"tol_gap_abs": 1e-12, "tol_gap_rel": 1e-12, "max_iter": 200})
 # The default regularisation stalls the last digits when the budget is small.
 _LITTLE = MappingProxyType({"static_regularization_constant": 1e-12, "static_regularization_proportional": 0.0})
 
 SETTINGS: Mapping[str, tuple[Mapping[str, object], ...]] = MappingProxyType(
     {
         "CLARABEL": (
+            {**_FINER, **_LITTLE, "tol_feas": 1e-10},
             {**_CLARABEL, **_LITTLE, "tol_feas": 1e-10},
             {**_CLARABEL, **_LITTLE, "tol_feas": 1e-9},
             {**_CLARABEL, "tol_feas": 1e-8},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from sera_solvers.arrays import Array, Scalar, frozen, is_tensor, namespace
 
@@ -138,8 +138,8 @@ class WorstWeights:
 
 
 def _freeze(result: WorstCase | WorstWeights) -> None:
-    for field in fields(result):
-        frozen(getattr(result, field.name))
+    for name in result.__dataclass_fields__:
+        frozen(getattr(result, name))
 
 
 def _number(x: Scalar) -> str:
