@@ -8,7 +8,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_core.errors import ModelError
-from sera_core.models import extrapolation
+from sera_core.models import head
 from sera_core.models.extrapolation import extrapolated_logps
 from sera_core.models.logps import group_logps
 from sera_core.train.lora import LoraOptions, adapter_off, wrap_lora
@@ -38,7 +38,7 @@ def mixed(policy, reference, items, strength):
 @pytest.mark.parametrize("family", list(single.FAMILIES))
 @pytest.mark.parametrize(("strength", "budget", "chunk"), [(0.5, None, 256), (0.125, 24, 3), (2.0, 24, 1)])
 def test_mixture_of_token_logits(family, strength, budget, chunk, monkeypatch):
-    monkeypatch.setattr(extrapolation, "CHUNK", chunk)
+    monkeypatch.setattr(head, "_ELEMENTS", chunk * single.VOCAB)
     policy, reference = two(family)
     items = single.groups()
     found = extrapolated_logps(policy, lambda: nullcontext(reference), items, strength, token_budget=budget)

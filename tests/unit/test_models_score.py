@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_core.errors import ModelError
+from sera_core.models.engine import engine_of
 from sera_core.models.logps import Group, group_logps
 from sera_core.models.score import score_responses
 from sera_core.models.store import LogProbStore
@@ -69,11 +70,14 @@ def test_other_scorer_or_template_misses(tmp_path, model, responses):
 
 
 def test_equal_responses_are_computed_once(tmp_path, model, responses):
-    rows = []
-    handle = model.model.embed_tokens.register_forward_hook(lambda *a: rows.append(len(a[1][0])))
+    engine_of(model)  # its trial reads tokens too
+    tokens = []
+    handle = model.model.embed_tokens.register_forward_hook(lambda *a: tokens.append(a[1][0].numel()))
+    score_responses(Provider(model), "m", responses, "t", LogProbStore(tmp_path / "once"))
+    once = sum(tokens)
     sums, _ = score_responses(Provider(model), "m", [*responses, *responses[::-1]], "t", LogProbStore(tmp_path))
     handle.remove()
-    assert sum(rows) == 15
+    assert sum(tokens) == 2 * once
     assert sums[:15].tolist() == sums[15:][::-1].tolist()
 
 

@@ -24,6 +24,7 @@ from transformers import (
 
 from sera_core.data.templates import render, tokenize
 from sera_core.errors import ModelError, suggest
+from sera_core.models.engine import own_attention
 from sera_core.models.load import DTYPES, default_device, quiet
 from sera_core.models.logps import default_budget
 from sera_core.records import Floats, Ids, Message, Response
@@ -70,7 +71,8 @@ def load_reward_model(path: Path, *, dtype: str = "float32", attn_implementation
     reward_config(path)
     if dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    given = own_attention(attn_implementation)
+    options = {} if given is None else {"attn_implementation": given}
     auto: Any = AutoModelForSequenceClassification
     try:
         with quiet():

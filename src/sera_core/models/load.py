@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sera_core.errors import ModelError, StoreError, suggest
+from sera_core.models.engine import choose_attention, own_attention
 from sera_core.models.smollm2 import convert
 
 BUILTIN: Mapping[str, Callable[[Path], Path]] = MappingProxyType({"smollm2-135m": convert})
@@ -72,14 +73,18 @@ def load_policy(
 ) -> PreTrainedModel:
     """The causal language model in a folder, in eval mode on `device` (cuda where there is one, else cpu).
 
+    Without `attn_implementation` it is scored and trained in packs where that is exact; ``packed_sdpa`` and
+    ``packed_flex`` insist on packs, and any name transformers knows means padded batches with that attention.
+
     Raises:
         ModelError: no such folder, not a causal language model, damaged or missing weights, unknown dtype, or the
-            device's memory is too small.
+            device's memory is too small, or packs are insisted on and are not exact for it.
     """
     if dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
     folder = _folder(path)
-    options = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+    given = own_attention(attn_implementation)
+    options = {} if given is None else {"attn_implementation": given}
     try:
         with quiet():
             auto: Any = AutoModelForCausalLM
@@ -114,6 +119,8 @@ def load_policy(
     _repair_generation_config(model)
     policy: PreTrainedModel = _moved(model, device or default_device(), folder)
     policy.train(False)
+    if attn_implementation is not None:
+        choose_attention(policy, attn_implementation)
     return policy
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sera_core.errors import ModelError
-from sera_core.models.padded import Group, Row, cut, head_at, pad, rows_of, unwrap
+from sera_core.models.batches import Group, check_groups, response_sums, unwrap
+from sera_core.models.engine import engine_of
+from sera_core.models.head import Head
 
 __all__ = ["Group", "GroupLogps", "default_budget", "group_logps"]
 
@@ -34,45 +36,40 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
     """Sum of log p(response token | everything before it) for every response of every group.
 
     Carries a gradient where torch has gradients enabled. The mode (train or eval) is the caller's. Results do not
-    depend, beyond rounding, on the order of groups, on batching or on padding; token logits become log-probabilities
-    in float32 whatever the model's dtype. Without `token_budget` there is one padded batch; with it, rows are
-    sorted by length and cut into batches of at most `token_budget` tokens, padding included (a longer row goes
-    alone).
+    depend, beyond rounding, on the order of groups or on batching; token logits become log-probabilities in float32
+    whatever the model's dtype, some positions at a time.
 
-    This is the padded engine. A packed one that shares prompts may replace it behind this same signature.
+    Prompts are computed once for all their responses and no token is padding, where that is exact for the model's
+    family; elsewhere every response is a padded row with its prompt (see `engine_of`). Without `token_budget` there is
+    one batch; with it, batches of at most that many tokens, padding included (what is longer goes alone).
 
     Raises:
         ModelError: an empty prompt or response, an id outside the vocabulary, a model without an output embedding,
             or a sum that is not finite.
     """
-    rows = rows_of(groups, unwrap(model).config.get_text_config().vocab_size)
+    check_groups(groups, unwrap(model).config.get_text_config().vocab_size)
     device = next(model.parameters()).device
-    if not rows:
-        return GroupLogps(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device))
-    batches = cut([len(row.ids) for row in rows], token_budget)
-    sums = torch.cat([_forward(model, [rows[i] for i in batch], device) for batch in batches])
-    order = torch.tensor([i for batch in batches for i in batch], device=device)
-    sums = sums[torch.argsort(order)]
+    lengths = torch.tensor([len(ids) for group in groups for ids in group.responses], dtype=torch.int64, device=device)
+    if not len(lengths):
+        return GroupLogps(torch.zeros(0, device=device), lengths)
+    engine = engine_of(model)
+    batches = engine.batches(groups, token_budget, device)
+    heads = [Head(model, batch, plain=engine.plain) for batch in batches]
+    # One pass through the head for all batches: its weight gradient is as large as the vocabulary.
+    states, targets = torch.cat([head.states for head in heads]), torch.cat([batch.targets for batch in batches])
+    sums = response_sums(batches, heads[0].token_logps(states, targets))
     check_sums(sums)
     return GroupLogps(
         sums=sums,
-        lengths=torch.tensor([row.length for row in rows], device=device),
-        forwarded_tokens=sum(len(batch) * max(len(rows[i].ids) for i in batch) for batch in batches),
-        useful_tokens=sum(len(row.ids) for row in rows),
+        lengths=lengths,
+        forwarded_tokens=sum(batch.ids.numel() for batch in batches),
+        useful_tokens=sum(batch.useful for batch in batches),
     )
 
 
 def default_budget(device: torch.device) -> int:
     """Padded tokens per forward where the user names none: on a CPU padding costs more than a larger batch gains."""
     return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
-
-
-def _forward(model: nn.Module, rows: Sequence[Row], device: torch.device) -> Tensor:
-    """Sums [b] of one right-padded batch of b rows."""
-    inner, batch = unwrap(model), pad(rows, device)
-    with head_at(inner, batch.places):
-        logits: Tensor = model(**batch.arguments(inner)).logits.squeeze(0).float()
-    return batch.row_sums(logits.gather(1, batch.targets[:, None]).squeeze(1) - logits.logsumexp(1))
 
 
 def check_sums(sums: Tensor) -> None:

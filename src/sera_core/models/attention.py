@@ -1,0 +1,218 @@
+"""Attention inside a pack: every response sees its prompt and itself, nothing else, without a mask over the pack."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+# The name under which transformers finds the attention below.
+PACKED = "packed_sdpa"
+# Groups up to this many tokens share one call, padded to the longest of them: many calls cost more than the padding.
+_SHORT = 128
+# Queries of responses beside the first that share one call; each sees the others' keys masked.
+_TAILS = 256
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Tokens of a prompt and of each response to it."""
+
+    prompt: int
+    responses: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group in a pack."""
+        return self.prompt + sum(self.responses)
+
+    def owners(self) -> tuple[Tensor, Tensor]:
+        """Owner int64 [n] of every token, 0 for the prompt and k for response k, and its position in the dialogue.
+
+        Positions of every response start where the prompt ends.
+        """
+        lengths = torch.tensor((self.prompt, *self.responses))
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+        place = torch.arange(self.tokens) - (lengths.cumsum(0) - lengths)[owner]
+        return owner, place + self.prompt * (owner > 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Layout:
+    """Which token of a pack sees which: groups one after another, each a prompt followed by its responses.
+
+    A layer with a sliding window sees the last `window` positions of the dialogue, its own included. `asked` counts
+    how many layers asked for which window.
+    """
+
+    shapes: tuple[Shape, ...]
+    device: torch.device
+    asked: Counter[int | None] = field(default_factory=Counter)
+    _known: dict[int | None, Any] = field(default_factory=dict)
+
+    def once(self, window: int | None, make: Callable[[Layout, int | None], Made]) -> Made:
+        """What `make` gives for a layer with that window, made for the first such layer."""
+        self.asked[window] += 1
+        if window not in self._known:
+            self._known[window] = make(self, window)
+        found: Made = self._known[window]
+        return found
+
+
+def register() -> None:
+    """Let transformers know the attention of packs. Calls without a layout are its own SDPA attention."""
+    AttentionInterface.register(PACKED, _attention)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,  # noqa: ANN401  # transformers' interface
+) -> tuple[Tensor, None]:
+    """Attention of query [b, heads, L, d] as transformers asks for it: output [b, L, heads, d]."""
+    layout: Layout | None = kwargs.pop("packed_layout", None)
+    if layout is None:
+        given: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return given
+    repeats = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    calls = layout.once(kwargs.get("sliding_window"), _calls)
+    sizes = [call.tokens for call in calls]
+    # One split for all calls: slices would each give a gradient as large as the pack.
+    parts = zip(calls, *(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return scaled_dot_product_attention(
+            query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+        ).transpose(1, 2)
+
+    return torch.cat([call(attend, *tensors) for call, *tensors in parts], dim=1), None
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Attention of queries [b, h, m, d] to keys [b, h, n, d] under a bool mask, None for causal: [b, m, h, d]."""
+
+
+class _Alone:
+    """One group: its prompt with the first response causally, then the other responses, some at a time."""
+
+    def __init__(self, shape: Shape, window: int | None, device: torch.device) -> None:
+        self.tokens, self._prompt = shape.tokens, shape.prompt
+        first, others = shape.responses[0], shape.responses[1:]
+        self._tails = _tails(others)
+        self._sizes = [shape.prompt + first, *(sum(tail) for tail in self._tails)]
+        inside = window is None or shape.prompt + first <= window
+        self._head = None if inside else group_mask(Shape(shape.prompt, (first,)), window).to(device)
+        self._masks = [group_mask(Shape(shape.prompt, tail), window)[shape.prompt :].to(device) for tail in self._tails]
+
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        queries, keys, values = (torch.split(tensor, self._sizes, 2) for tensor in (query, key, value))
+        found = [attend(queries[0], keys[0], values[0], self._head)]
+        for mask, q, k, v in zip(self._masks, queries[1:], keys[1:], values[1:], strict=True):
+            own_keys = torch.cat([keys[0].narrow(2, 0, self._prompt), k], dim=2)
+            own_values = torch.cat([values[0].narrow(2, 0, self._prompt), v], dim=2)
+            found.append(attend(q, own_keys, own_values, mask))
+        return torch.cat(found, dim=1)
+
+
+class _Together:
+    """Several short groups in one call, each padded to the longest."""
+
+    def __init__(self, shapes: Sequence[Shape], window: int | None, device: torch.device) -> None:
+        self.tokens = sum(shape.tokens for shape in shapes)
+        longest = max(shape.tokens for shape in shapes)
+        lengths = torch.tensor([shape.tokens for shape in shapes])
+        starts = lengths.cumsum(0) - lengths
+        slots = torch.arange(longest)
+        taken = slots < lengths[:, None]
+        # A padded slot repeats the group's first token; nobody sees it.
+        self._gather = (starts[:, None] + torch.where(taken, slots, 0)).flatten().to(device)
+        self._keep = taken.flatten().nonzero().squeeze(1).to(device)
+        self._full = bool(taken.all())
+        self._rows = len(shapes)
+        mask = torch.zeros(len(shapes), longest, longest, dtype=torch.bool)
+        mask[:, :, 0] = True
+        for row, shape in enumerate(shapes):
+            mask[row, : shape.tokens, : shape.tokens] = group_mask(shape, window)
+        self._mask = mask[:, None].to(device)
+
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        found = attend(self._rowed(query), self._rowed(key), self._rowed(value), self._mask)
+        flat = found.flatten(0, 1)
+        return (flat if self._full else flat[self._keep])[None]
+
+    def _rowed(self, tensor: Tensor) -> Tensor:
+        """[1, h, tokens, d] as [groups, h, longest, d]."""
+        tokens = tensor[0].transpose(0, 1)
+        if not self._full:
+            tokens = tokens[self._gather]
+        return tokens.reshape(self._rows, -1, *tokens.shape[1:]).transpose(1, 2)
+
+
+_Call = _Alone | _Together
+
+
+def _calls(layout: Layout, window: int | None) -> tuple[_Call, ...]:
+    """The attention calls of a layer, over consecutive parts of the pack."""
+    return tuple(
+        _Together(run, window, layout.device) if _short(run[0]) else _Alone(run[0], window, layout.device)
+        for run in _runs(layout.shapes)
+    )
+
+
+def group_mask(shape: Shape, window: int | None) -> Tensor:
+    """Bool [n, n], True where the row's token sees the column's, for the n tokens of one group.
+
+    A response sees the prompt and its own tokens up to itself. Within a sliding `window` positions differ by less than
+    it.
+    """
+    owner, position = shape.owners()
+    seen = (owner[None] == 0) | (owner[None] == owner[:, None])
+    distance = position[:, None] - position[None]
+    seen &= distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _short(shape: Shape) -> bool:
+    return shape.tokens <= _SHORT
+
+
+def _runs(shapes: Sequence[Shape]) -> list[list[Shape]]:
+    """Consecutive groups that share calls: short ones of which none is padded to much over its length."""
+    runs: list[list[Shape]] = []
+    for shape in shapes:
+        fits = runs and _short(shape) and _short(runs[-1][0])
+        if fits and 3 * max(s.tokens for s in (*runs[-1], shape)) <= 4 * min(s.tokens for s in (*runs[-1], shape)) + 24:
+            runs[-1].append(shape)
+        else:
+            runs.append([shape])
+    return runs
+
+
+def _tails(responses: Sequence[int]) -> list[tuple[int, ...]]:
+    """Responses beside the first, grouped into calls of about `_TAILS` queries."""
+    tails: list[tuple[int, ...]] = []
+    for length in responses:
+        if tails and sum(tails[-1]) + length <= _TAILS:
+            tails[-1] = (*tails[-1], length)
+        else:
+            tails.append((length,))
+    return tails

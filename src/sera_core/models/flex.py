@@ -1,0 +1,68 @@
+"""Attention inside a pack on a GPU: one FlexAttention kernel that skips the blocks nobody sees."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from sera_core.models.attention import Layout
+
+# The name under which transformers finds the attention below.
+FLEX = "packed_flex"
+
+
+def register_flex() -> None:
+    """Let transformers know the attention of packs. Calls without a layout are its own SDPA attention."""
+    AttentionInterface.register(FLEX, _attention)
+    AttentionMaskInterface.register(FLEX, sdpa_mask)
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,  # noqa: ANN401  # transformers' interface
+) -> tuple[Tensor, None]:
+    """Attention of query [1, heads, L, d] as transformers asks for it: output [1, L, heads, d]."""
+    layout: Layout | None = kwargs.pop("packed_layout", None)
+    if layout is None:
+        plain: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+        return plain
+    mask = layout.once(kwargs.pop("sliding_window", None), _block_mask)
+    # SDPA, with which results must agree, knows no cap on its scores.
+    kwargs.pop("softcap", None)
+    return flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0], None
+
+
+def _block_mask(layout: Layout, window: int | None) -> BlockMask:
+    """Which blocks of the pack see which."""
+    group, owner, position = (torch.cat(parts).to(layout.device) for parts in zip(*_tokens(layout), strict=True))
+    tokens = len(group)
+
+    def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        distance = position[query] - position[key]
+        own = (owner[key] == 0) | (owner[key] == owner[query])
+        inside = (group[query] == group[key]) & own & (distance >= 0)
+        return inside if window is None else inside & (distance < window)
+
+    # Compiled it never holds tokens x tokens; a CPU is for tests only.
+    make: Any = torch.compile(create_block_mask) if layout.device.type == "cuda" else create_block_mask
+    found: BlockMask = make(seen, None, None, tokens, tokens, device=layout.device.type)
+    return found
+
+
+def _tokens(layout: Layout) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Per group the number of its group, owner (0 for the prompt) and position of every token."""
+    return [(torch.full((shape.tokens,), number), *shape.owners()) for number, shape in enumerate(layout.shapes)]

@@ -1,0 +1,186 @@
+"""From hidden states to log-probabilities of tokens: some positions at a time, so that no full logits exist."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from sera_core.errors import ModelError
+from sera_core.models.batches import Batch, unwrap
+
+# Token logits that exist at once, positions times vocabulary.
+_ELEMENTS = 2**24
+
+
+class Head:
+    """The hidden states [T, H] of a batch's T response positions, and what the model makes of them.
+
+    `plain` says that logits are the output embedding times the hidden state and nothing else, which `is_plain` finds
+    out; otherwise the family's own code runs on the states.
+    """
+
+    def __init__(self, model: nn.Module, batch: Batch, *, plain: bool) -> None:
+        self.plain, self._model, self._ids = plain, unwrap(model), batch.ids
+        seen: list[Tensor] = []
+        outputs: list[tuple[nn.Module, Any]] = []
+        embedding = output_embedding(self._model)
+        hooks = [
+            embedding.register_forward_pre_hook(lambda _, inputs: _gather(seen, inputs, batch.places)),
+            *(body.register_forward_hook(lambda *call: outputs.append((call[0], call[2]))) for body in self._bodies()),
+        ]
+        try:
+            # Through the wrappers, which keep the ranks of a parallel run in step.
+            model(**batch.arguments(self._model))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.states: Tensor = seen[0]
+        if not outputs and not plain:
+            raise ModelError(f"{type(self._model).__name__} has no body apart from its head. Use another family.")
+        # The last to end is the one that the head's caller called.
+        self._answer: tuple[nn.Module, Any] | None = None if plain else outputs[-1]
+
+    def _bodies(self) -> list[nn.Module]:
+        """Modules that may give the hidden states: a family's causal model calls its body, or the decoder in it."""
+        model: Any = self._model
+        known = (model.base_model, model.get_decoder(), getattr(model, "model", None))
+        return [body for body in dict.fromkeys(known) if isinstance(body, nn.Module) and body is not model]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32 token logits [t, V] of states [t, H], whatever the family does to them."""
+        if self.plain:
+            embedding: Any = output_embedding(self._model)
+            return linear(states, embedding.weight, embedding.bias).float()
+        assert self._answer is not None  # noqa: S101  # kept by __init__ for such a head
+        with _returning(*self._answer, states[None]):
+            answer: Any = self._model(input_ids=self._ids[:1, :1], use_cache=False)
+        logits: Tensor = answer.logits.squeeze(0)
+        return logits.float()
+
+    def token_logps(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Log-probabilities float32 [t] of `targets` int64 [t] after states [t, H]; backward computes logits anew."""
+        if self.plain:
+            embedding: Any = output_embedding(self._model)
+            weight, bias = embedding.weight, embedding.bias
+            if torch.is_autocast_enabled(states.device.type):
+                dtype = torch.get_autocast_dtype(states.device.type)
+                states, weight, bias = states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+            found: Tensor = _LinearLogps.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
+            return found
+        size = chunk_size(int(self._model.config.get_text_config().vocab_size))
+        parts = zip(torch.split(states, size), torch.split(targets, size), strict=True)
+        if not torch.is_grad_enabled():
+            return torch.cat([self._logps(*part) for part in parts])
+        return torch.cat([checkpoint(self._logps, *part, use_reentrant=False) for part in parts])
+
+    def _logps(self, states: Tensor, targets: Tensor) -> Tensor:
+        logits = self.logits(states)
+        return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+
+
+def chunk_size(vocabulary: int) -> int:
+    """Positions whose token logits exist at once."""
+    return max(1, _ELEMENTS // vocabulary)
+
+
+def output_embedding(model: PreTrainedModel) -> nn.Module:
+    """The module that turns hidden states into token logits.
+
+    Raises:
+        ModelError: there is none.
+    """
+    inner: Any = model
+    head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
+    if not isinstance(head, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} has no output embedding, so it gives no token log-probabilities. "
+            "Use a causal language model."
+        )
+    return head
+
+
+@torch.no_grad()
+def is_plain(model: PreTrainedModel, batch: Batch) -> bool:
+    """Whether the model's logits are its output embedding times the hidden state, tried on a small batch."""
+    embedding = output_embedding(model)
+    hooked = "forward" in vars(embedding) or embedding._forward_hooks  # torch has no public way to ask
+    if type(embedding) is not nn.Linear or hooked:
+        return False
+    seen: list[Tensor] = []
+    handle = embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        call: Any = model
+        own = call(**batch.arguments(model)).logits.float()
+    finally:
+        handle.remove()
+    expected = linear(seen[0], embedding.weight, embedding.bias).float()
+    return own.shape == expected.shape and torch.equal(own, expected)
+
+
+class _LinearLogps(torch.autograd.Function):
+    """log softmax(x W' + b)[target] for T rows, chunk by chunk; keeps the normalisers, not the logits."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:  # noqa: ANN401
+        size = chunk_size(len(weight))
+        logps, normalisers = [], []
+        for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
+            logits = linear(part, weight, bias).float()
+            normaliser = logits.logsumexp(1)
+            logps.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(states, weight, bias, targets, torch.cat(normalisers))
+        return torch.cat(logps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # noqa: ANN401
+        states, weight, bias, targets, normalisers = ctx.saved_tensors
+        wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        by_states = torch.empty_like(states) if wants_states else None
+        by_weight = torch.zeros_like(weight) if wants_weight else None
+        by_bias = torch.zeros_like(bias) if wants_bias else None
+        size = chunk_size(len(weight))
+        for start in range(0, len(states), size):
+            part = slice(start, start + size)
+            slopes = linear(states[part], weight, bias).float().sub_(normalisers[part, None]).exp_()
+            # d log p(target) / d logits = one-hot(target) - softmax
+            slopes.mul_(-gradient[part, None]).scatter_add_(1, targets[part, None], gradient[part, None])
+            rounded = slopes.to(weight.dtype)
+            if by_states is not None:
+                torch.mm(rounded, weight, out=by_states[part])
+            if by_weight is not None:
+                by_weight.addmm_(rounded.T, states[part])
+            if by_bias is not None:
+                by_bias += slopes.sum(0)
+        return by_states, by_weight, by_bias, None
+
+
+def _gather(seen: list[Tensor], inputs: tuple[Tensor, ...], places: Tensor) -> tuple[Tensor, ...]:
+    """Keep the hidden states at `places` and let a single one through: hooking the head leaves the family's code be."""
+    hidden = inputs[0]
+    states = hidden.reshape(-1, hidden.shape[-1])[places]
+    seen.append(states)
+    return (states[None, :1], *inputs[1:])
+
+
+@contextmanager
+def _returning(body: nn.Module, output: Any, states: Tensor) -> Iterator[None]:  # noqa: ANN401  # family's own type
+    """Let the model's body give `states` [1, t, H] at once, so that only its head runs, with all that follows it."""
+    canned = copy.copy(output)
+    canned["last_hidden_state" if "last_hidden_state" in canned else 0] = states
+    before = vars(body).get("forward")
+    vars(body)["forward"] = lambda *_args, **_kwargs: canned
+    try:
+        yield
+    finally:
+        vars(body).pop("forward")
+        if before is not None:
+            vars(body)["forward"] = before
