@@ -30,7 +30,7 @@ HEAD = """# What goes with what
 
 Generated from the installed components by `python docs/tables/compositions.py`; a test keeps it so. Every combination
 below was planned, with default options where there are any. `sera run` refuses the others with the reason given, before
-any compute; a test trains two steps of every valid combination of the usual components.
+any compute; a test trains two steps of every valid combination of the usual components, and each of them must act.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ from sera_core.configfile import CONFIGS, locate, merge, read, set_path
 from sera_core.errors import ConfigError, suggest
 
 _EXTENDS = "extends"
+# File systems take 255 bytes; a table has less room.
+_LONGEST_NAME = 100
 
 Settings = dict[str, Any]
 Axis = list[Any] | dict[str, Settings]
@@ -56,10 +59,18 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """``variant,axis=value,...``: unique within the ablation and fit for a folder."""
+        """``variant,axis=value,...``: unique within the ablation and fit for a folder.
+
+        At most 100 characters: what is longer is cut and ends in a hash of the whole.
+        """
         parts = [] if self.variant is None else [self.variant]
         parts += [f"{axis.rpartition('.')[2]}={label}" for axis, label in self.point.items()]
-        return re.sub(r"[^A-Za-z0-9._=,+-]+", "_", ",".join(parts))
+        whole = ",".join(parts)
+        name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole)
+        if len(name) <= _LONGEST_NAME:
+            return name
+        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+        return f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 
 
 class Section(BaseModel):
@@ -63,7 +63,11 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="Precision of weights in training, scoring and generation alike."
     )
-    attn_implementation: str | None = Field(default=None, description="Passed to from_pretrained.")
+    attn_implementation: str | None = Field(
+        default=None,
+        description="None: packs where exact, with the best kernel. packed_sdpa or packed_flex insist on packs; "
+        "transformers' names (sdpa, eager, ...) mean padded batches with that kernel.",
+    )
     lora: LoraConfig | None = Field(default=None, description="Train adapters instead of all weights.")
 
 
@@ -87,6 +91,13 @@ class LoopConfig(Section):
         default="previous", description="Where each iteration's training starts."
     )
     stop: StopConfig | None = Field(default=None, description="Stop at convergence; the best iterate is the result.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_unset(cls, raw: object) -> object:
+        """Leave out a `reference` or `start` that is null, so that what a preset sets can be taken back."""
+        unset = {key for key in ("reference", "start") if isinstance(raw, dict) and raw.get(key, "") is None}
+        return {key: value for key, value in raw.items() if key not in unset} if isinstance(raw, dict) else raw
 
 
 class OfflineConfig(Section):

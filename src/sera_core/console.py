@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from sera_core.meter import total
+
 
 class ConsoleReporter:
     """Progress per stage and one table per iteration, on a rich console. Use as a context manager."""
@@ -104,7 +106,16 @@ def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
         rows.append(("own pairs vs gold", number(accuracy, 2)))
     seconds = values["seconds"]
     rows.append(("seconds", "  ".join(f"{stage} {spent:.1f}" for stage, spent in seconds.items())))
+    rows.append(("log-probs", _work(values.get("work", {}))))
     return rows
+
+
+def _work(stages: Mapping[str, Mapping[str, Any]]) -> str:
+    """What log-probabilities cost in an iteration, when its stages were computed."""
+    work = total(stages.values())
+    tokens, asked = work.forward_tokens.total(), work.scored + work.stored
+    padding = f", {1 - work.useful_tokens / tokens:.0%} padding" if tokens else ""
+    return f"{tokens:,} tokens through models{padding}; {work.stored:,} of {asked:,} responses from the store"
 
 
 def comparison_table(summaries: Sequence[Mapping[str, Any]], final: Sequence[int]) -> Table:

@@ -105,6 +105,7 @@ class Context:
             self.store,
             token_budget=self.plan.config.scoring.token_budget,
             progress=progress,
+            meter=self.workspace.meter,
         )
         return sums
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +45,16 @@ def run_iteration(
     trained = train_stage(run, step, curated, (start, reference), on_step)
     model = trained.path / "model"
     policy = Policy(step.iteration, model, run.ranks.on_main(lambda: weights_hash(model)))
-    values, seconds = evaluate(run, step, policy)
-    report = _report(step, curated, values, {**curated.seconds, "train": trained.seconds, **seconds})
+    values, measured = evaluate(run, step, policy)
+    report = _report(step, curated, values, {**curated.stages, "train": trained, **measured})
     run.ranks.on_main(lambda: write_json(run.workspace.out / f"iter_{step.iteration}" / "report.json", report))
     return Finished(policy, reference, report, trained.path / "steps.jsonl")
 
 
-def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[str, Any], dict[str, float]]:
+def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[str, Any], dict[str, Stage]]:
     """Samples on held-out prompts against the initial policy's, rewards on held-out pairs; as the stage ``evaluate``.
 
-    Returns the measured values and the seconds spent.
+    Returns the measured values and the stages by name.
     """
     settings = run.plan.config.evaluation
     sampling = run.plan.evaluation_sampling
@@ -86,7 +86,8 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
     }
     stage = run.stage("evaluate", f"iter_{step.iteration}/evaluate", inputs, compute)
     values: dict[str, Any] = read_json(stage.path / "evaluation.json")
-    return values, {"sample": sampled.seconds + whole_stage.seconds, "evaluate": stage.seconds}
+    both = replace(sampled, seconds=sampled.seconds + whole_stage.seconds)
+    return values, {"sample": both, "evaluate": stage}
 
 
 def _samples(
@@ -128,7 +129,7 @@ def _judge(
 
 
 def _report(
-    step: IterationPlan, curated: Curated, values: Mapping[str, Any], seconds: Mapping[str, float]
+    step: IterationPlan, curated: Curated, values: Mapping[str, Any], stages: Mapping[str, Stage]
 ) -> dict[str, Any]:
     """The iteration's report: the fields of the run-output contract, then what only this report holds."""
     origins = [pair.source == "generated" for pair in curated.pairs.pairs]
@@ -150,7 +151,8 @@ def _report(
         "pairs_generated": sum(origins),
         "dropped": dict(curated.pairs.dropped),
         **{key: values[key] for key in contract},
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "seconds": {name: round(stage.seconds, 3) for name, stage in stages.items()},
+        "work": {name: dict(stage.work) for name, stage in stages.items() if stage.work},
         "selection": dict(curated.found),
         "judge": values["judge"],
         "kl_interval": values["kl_interval"],

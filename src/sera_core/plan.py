@@ -26,9 +26,7 @@ from sera_core.protocols import (
     Source,
     Transform,
 )
-
-# Sections whose values may differ between iterations.
-_SCHEDULED = frozenset({"offline", "generated", "objective", "training"})
+from sera_core.schedules import check_schedules
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,11 +124,10 @@ def make_plan(user: Mapping[str, Any], catalog: Catalog) -> Plan:
     source_spec = _source_spec(user, catalog)
     factory = catalog.entry("source", source_spec.name).factory
     user = {**user, "source": {"name": source_spec.name, **source_spec.options}}
-    _refuse_misplaced_schedules(user)
     loop = user.get("loop") or {}
     total = loop.get("iterations", 1) if isinstance(loop, dict) else 1
     count = total if isinstance(total, int) and not isinstance(total, bool) and total >= 1 else 1
-    _refuse_long_schedules(user, count)
+    check_schedules(user, count)
     configs = [_validate(with_defaults(at_iteration(user, t), factory.defaults)) for t in range(1, count + 1)]
     build = _Builder(catalog, factory.component_defaults)
     source = build("source", source_spec)
@@ -175,35 +172,6 @@ def _source_spec(user: Mapping[str, Any], catalog: Catalog) -> ComponentSpec:
         return ComponentSpec(name="preferences", options={"path": name, **options})
     catalog.entry("source", name)
     raise AssertionError("unreachable: entry() refuses unknown names")
-
-
-def _refuse_misplaced_schedules(user: Mapping[str, Any]) -> None:
-    for section, value in user.items():
-        if section not in _SCHEDULED and _has_schedule(value):
-            raise ConfigError(
-                f"by_iteration is not possible in '{section}'. It may stand in {', '.join(sorted(_SCHEDULED))}."
-            )
-
-
-def _has_schedule(raw: object) -> bool:
-    if isinstance(raw, list):
-        return any(map(_has_schedule, raw))
-    return isinstance(raw, dict) and (BY_ITERATION in raw or any(map(_has_schedule, raw.values())))
-
-
-def _refuse_long_schedules(raw: object, iterations: int, path: tuple[str, ...] = ()) -> None:
-    if isinstance(raw, list):
-        raw = dict(enumerate(raw))
-    if not isinstance(raw, dict):
-        return
-    entries = raw.get(BY_ITERATION)
-    if isinstance(entries, list) and len(entries) > iterations:
-        raise ConfigError(
-            f"{'.'.join(path)}: by_iteration has {len(entries)} entries for loop.iterations = {iterations}; the rest "
-            "would never be used. Shorten the list or raise loop.iterations."
-        )
-    for key, value in raw.items():
-        _refuse_long_schedules(value, iterations, (*path, str(key)))
 
 
 def _validate(raw: Mapping[str, Any]) -> RunConfig:

@@ -10,7 +10,8 @@ from typing import Any
 from sera_core.errors import ConfigError, suggest
 from sera_core.judgecheck import check_evaluation_judge, check_generated_scores
 from sera_core.plan import IterationPlan, Plan
-from sera_core.protocols import Component, Needs, Scorer
+from sera_core.protocols import Needs, Scorer
+from sera_core.scopecheck import check_measurements, check_who_measures
 
 
 def check_plan(plan: Plan) -> None:
@@ -25,7 +26,7 @@ def check_plan(plan: Plan) -> None:
         _check_offline(plan, step)
         _check_generated(plan, step)
         _check_objective(step)
-        _check_dataset_scope(plan, step)
+        check_who_measures(plan, step)
     _check_training(plan)
 
 
@@ -85,16 +86,16 @@ def _check_loop(plan: Plan) -> None:
     reads_reference = any(
         part.needs.reference for step in plan.iterations for part in (step.objective.loss, *_scorers(step))
     )
-    if "reference" in user and not reads_reference:
+    if user.get("reference") is not None and not reads_reference:
         raise ConfigError(
             f"loop.reference is set, but objective '{plan.config.objective.loss.name}' is reference-free and no scorer "
-            "reads a reference. Remove it."
+            "reads a reference. Remove it, or set loop.reference=null where a preset has it."
         )
     for key in ("start", "reference"):
-        if key in user and loop.iterations == 1:
+        if user.get(key) is not None and loop.iterations == 1:
             raise ConfigError(
                 f"loop.{key} = {user[key]} has no meaning with loop.iterations = 1: previous and initial policy are "
-                "the same. Remove it."
+                f"the same. Remove it, or set loop.{key}=null where a preset has it."
             )
 
 
@@ -156,7 +157,9 @@ def _check_generated(plan: Plan, step: IterationPlan) -> None:
             f"{suggest(settings.prompts, known)}"
         )
     if settings.disjoint and settings.from_iteration == plan.config.loop.iterations:
-        raise ConfigError("generated.disjoint has no effect: only one iteration generates. Remove it.")
+        raise ConfigError(
+            "generated.disjoint has no effect: only one iteration generates. Set generated.disjoint=false."
+        )
     labeler = step.generated.labeler.needs
     if labeler.targets and settings.prompts != "sft":
         raise ConfigError(
@@ -222,29 +225,6 @@ def _check_objective(step: IterationPlan) -> None:
             raise ConfigError(f"{where} needs a reference, but objective '{loss}' has none.")
 
 
-def _check_dataset_scope(plan: Plan, step: IterationPlan) -> None:
-    """Only reweighters and smoothers are asked about the whole training set; nobody else may ask for its measuring."""
-    parts, offline, generated = step.objective, step.offline, step.generated
-    others: list[tuple[str, Component | None]] = [
-        ("source", plan.source),
-        ("evaluation.judge", plan.judge),
-        ("evaluation.generator", plan.evaluation_generator),
-        ("objective.loss", parts.loss),
-        *(("objective.transforms", transform) for transform in parts.transforms),
-    ]
-    if offline is not None:
-        others += [("offline.scorer", offline.scorer), ("offline.selector", offline.selector)]
-    if generated is not None:
-        names = ("generator", "scorer", "judge", "labeler", "selector")
-        others += [(f"generated.{name}", getattr(generated, name)) for name in names]
-    for where, component in others:
-        if component is not None and component.needs.dataset_every:
-            raise ConfigError(
-                f"{where}: {type(component).__name__} asks for measurements of the whole training set every "
-                f"{component.needs.dataset_every:g} epochs, which only reweighters and smoothers get. Choose another."
-            )
-
-
 def _check_training(plan: Plan) -> None:
     from sera_core.train.arguments import build_arguments  # imports transformers: only once all else is right
     from sera_core.train.precision import check_precision
@@ -253,23 +233,7 @@ def _check_training(plan: Plan) -> None:
         args = build_arguments(step.config.training, output_dir=Path("unused"), seed=step.config.seed)
         check_precision(step.config.policy.dtype, step.config.training)
         if args.max_steps <= 0:
-            _check_dataset_interval(step, args.num_train_epochs)
-
-
-def _check_dataset_interval(step: IterationPlan, epochs: float) -> None:
-    """Refuse to measure the training set only once, by a policy that is its own reference."""
-    parts, loop, names = step.objective, step.config.loop, step.config.objective
-    if not parts.loss.needs.reference or (step.iteration > 1 and loop.start != loop.reference):
-        return
-    asked = (("smoother", names.smoother, parts.smoother), ("reweighter", names.reweighter, parts.reweighter))
-    for role, spec, part in asked:
-        if part.needs.dataset_every >= epochs:
-            raise ConfigError(
-                f"objective.{role}: '{spec.name}' measures the training set every {part.needs.dataset_every:g} epochs, "
-                f"but iteration {step.iteration} has training.num_train_epochs = {epochs:g}: it would be measured only "
-                "once, before the first step, when every margin is still 0. Measure more often (refresh), or train "
-                "for more epochs."
-            )
+            check_measurements(step, args.num_train_epochs)
 
 
 def _scorers(step: IterationPlan) -> list[Scorer]:

@@ -54,6 +54,8 @@ class Needs:
     dataset_every: the reweighter or smoother acts on the whole training set instead, in one forward pass over all
         pairs before the first optimiser step and again every so many epochs, finite and > 0; 0 means the effective
         batch.
+    dataset_from: with `dataset_every`, the share of optimiser steps before which the component acts on no measurement,
+        from 0 to 1; 1 means never. Training in which no measurement comes later is refused.
     gold: the source must know the right answers.
     targets: the labeler needs prompts that carry a reference answer.
     scores: the labeler or selector reads scores, so that a scorer must be configured.
@@ -67,6 +69,7 @@ class Needs:
     prefixes: tuple[str, ...] = ()
     whole_batch: bool = False
     dataset_every: float = 0.0
+    dataset_from: float = 0.0
     gold: bool = False
     targets: bool = False
     scores: bool = False

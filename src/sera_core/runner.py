@@ -22,6 +22,7 @@ from sera_core.datacheck import check_data, check_prefixes
 from sera_core.host import build_manager
 from sera_core.iterate import Finished, run_iteration
 from sera_core.judging import check_judges
+from sera_core.meter import total
 from sera_core.models.card import model_card
 from sera_core.models.load import load_tokenizer, quiet
 from sera_core.models.store import LogProbStore
@@ -254,5 +255,7 @@ def _finish(run: Context, finished: tuple[Finished, ...], inputs: Mapping[str, A
         "final_model": str(model.resolve()),
     }
     write_json(out / "summary.json", summary)
-    write_json(out / "manifest.json", {**inputs, "final_iteration": chosen.policy.iteration})
+    work = total(stage for report in reports for stage in report["work"].values())
+    known = {"final_iteration": chosen.policy.iteration, "attention": sorted(work.forward_tokens)}
+    write_json(out / "manifest.json", {**inputs, **known})
     return RunResult(out, summary, model)

@@ -23,12 +23,12 @@ from sera_core.workspace import Stage, read_json, write_json
 
 @dataclass(frozen=True, slots=True)
 class Curated:
-    """What an iteration trains on. `found` holds diagnostics per section, `seconds` the time of each stage."""
+    """What an iteration trains on. `found` holds diagnostics per section; `stages` are those that led here, by name."""
 
     pairs: Pairs
     found: Mapping[str, Any]
     digest: str
-    seconds: Mapping[str, float]
+    stages: Mapping[str, Stage]
 
 
 def select_pairs(
@@ -76,7 +76,7 @@ def select_pairs(
         pairs=pairs,
         found=read_json(stage.path / "selection.json"),
         digest=pairs_key(pairs.pairs),
-        seconds={name: each.seconds for name, each in done.items()},
+        stages=done,
     )
 
 

@@ -66,6 +66,7 @@ def train_stage(
                 for prefix in _prefixes(step)
             },
             load_reference=lambda: run.load(reference),
+            meter=run.workspace.meter,
         )
         with warnings.catch_warnings():
             # What torch names in its place does not do the same yet, as the warning itself says.

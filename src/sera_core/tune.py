@@ -20,6 +20,14 @@ from sera_core.workspace import write_json
 Metric = Literal["accuracy", "margin_mean"]
 METRICS: tuple[str, ...] = get_args(Metric)
 DEFAULT_PAIRS = 50
+# Settings with nothing to pick, by section.
+_NO_CHOICE: Mapping[str, str] = {
+    "seed": "the best of several seeds is only the luckiest; --seeds averages over them",
+    "name": "it changes nothing that is trained",
+    "description": "it changes nothing that is trained",
+    "cites": "it changes nothing that is trained",
+    "evaluation": "it changes what is measured, not what is trained, so that values could not be compared",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +110,12 @@ def make_tuning(
     `pairs` None means the settings' own evaluation.tuning_pairs, or else `DEFAULT_PAIRS`; no `seeds` means theirs.
 
     Raises:
-        ConfigError: an unknown metric, no pairs to tune on, or a path that leads through a value without settings.
+        ConfigError: an unknown metric, no pairs to tune on, a setting with nothing to pick, or a path that leads
+            through a value without settings.
     """
+    section = choice.path.partition(".")[0]
+    if section in _NO_CHOICE:
+        raise ConfigError(f"{choice.path} is nothing to tune: {_NO_CHOICE[section]}. Choose another option.")
     if metric not in METRICS:
         raise ConfigError(f"--metric has no value '{metric}'. {suggest(metric, METRICS)}")
     evaluation = settings.get("evaluation")
@@ -118,17 +130,27 @@ def make_tuning(
     ablation = Ablation(
         name=f"{name}-tune-{choice.path.rpartition('.')[2]}",
         description=f"{name}: {choice.path} picked by {metric} on {pairs} held-out pairs.",
-        arms=tuple(_arm(base, choice.path, value) for value in choice.values),
+        arms=_arms(base, choice),
         seeds=tuple(seeds) or (settings.get("seed", 0),),
         baseline={},
     )
     return Tuning(choice, metric, pairs, ablation)
 
 
-def _arm(base: Mapping[str, Any], path: str, value: object) -> Arm:
-    settings = set_path(base, path, value)
-    arm = Arm(None, {path: label_of(value)}, settings)
-    return Arm(None, arm.point, {**settings, "name": re.sub(r"[^A-Za-z0-9._-]", "-", arm.name)})
+def _arms(base: Mapping[str, Any], choice: Choice) -> tuple[Arm, ...]:
+    labels = [label_of(value) for value in choice.values]
+    # Texts may differ only in what folders cannot show; not all file systems tell a from A.
+    if len({Arm(None, {choice.path: label}, {}).name.casefold() for label in labels}) < len(labels):
+        labels = [f"{number} {label}" for number, label in enumerate(labels, start=1)]
+    return tuple(
+        _arm(set_path(base, choice.path, value), {choice.path: label})
+        for value, label in zip(choice.values, labels, strict=True)
+    )
+
+
+def _arm(settings: Mapping[str, Any], point: Mapping[str, str]) -> Arm:
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", Arm(None, point, {}).name)
+    return Arm(None, point, {**settings, "name": name})
 
 
 def trials_of(tuning: Tuning, results: Sequence[Result]) -> tuple[Trial, ...]:

@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,26 @@ from filelock import FileLock, Timeout
 
 from sera_core import __version__
 from sera_core.errors import StoreError
+from sera_core.meter import Meter
 from sera_core.ranks import Ranks
 
 _RECORD = "stage.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A finished stage: where its files are, its key, how long it took when it was computed, whether it was reused."""
+    """A finished stage: where its files are, its key, how long it took when it was computed, whether it was reused.
+
+    `work` says what its log-probabilities cost when it was computed (see `Meter.record`).
+    """
 
     name: str
     path: Path
     key: str
     seconds: float
     reused: bool
+    work: Mapping[str, Any]
 
 
 def digest(value: object) -> str:
@@ -91,7 +96,7 @@ class Workspace:
 
     def __init__(self, out: Path, cache: Path, ranks: Ranks | None = None) -> None:
         """`ranks` are those that share the run; None for this process alone."""
-        self.out, self.cache, self.ranks = out, cache, ranks or Ranks()
+        self.out, self.cache, self.ranks, self.meter = out, cache, ranks or Ranks(), Meter()
         try:
             out.mkdir(parents=True, exist_ok=True)
             cache.mkdir(parents=True, exist_ok=True)
@@ -149,9 +154,9 @@ class Workspace:
                 # What an interrupted attempt left would be recorded with the results.
                 _remove(partial)
             alone = found is None and not together
-            return _compute(Ranks(), name, partial, cached, key, compute) if alone else found
+            return _compute(Ranks(), self.meter, name, partial, cached, key, compute) if alone else found
 
-        return self.ranks.on_main(settle) or _compute(self.ranks, name, partial, cached, key, compute)
+        return self.ranks.on_main(settle) or _compute(self.ranks, self.meter, name, partial, cached, key, compute)
 
     def remove_strangers(self, pattern: str) -> None:
         """Delete stages below folders matching `pattern` that this process did not use; the cache still has them.
@@ -193,7 +198,7 @@ def _read(folder: Path, name: str, key: str) -> Stage | None:
     try:
         record = read_json(folder / _RECORD)
         valid = record["key"] == key and record["files"] == checksums(folder)
-        return Stage(name, folder, key, float(record["seconds"]), reused=True) if valid else None
+        return Stage(name, folder, key, float(record["seconds"]), True, record["work"]) if valid else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -203,27 +208,30 @@ def _find(name: str, key: str, final: Path, cached: Path) -> Stage | None:
     found = _read(final, name, key)
     if found is None and (kept := _read(cached, name, key)) is not None:
         link_tree(cached, final)
-        found = Stage(name, final, key, kept.seconds, reused=True)
+        found = replace(kept, path=final)
     return found
 
 
-def _compute(ranks: Ranks, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]) -> Stage:
+def _compute(
+    ranks: Ranks, meter: Meter, name: str, partial: Path, cached: Path, key: str, compute: Callable[[Path], None]
+) -> Stage:
     """Compute a stage on all `ranks`; the first one prepares the folder, seals it and shares it."""
     final = partial.with_suffix("")
 
     def seal() -> Stage:
         seconds = spent + time.perf_counter() - began
-        record = {"stage": name, "key": key, "seconds": round(seconds, 3), "files": checksums(partial)}
+        work = meter.since(before).record()
+        record = {"stage": name, "key": key, "seconds": round(seconds, 3), "work": work, "files": checksums(partial)}
         write_json(partial / _RECORD, record)
         (partial / "key").unlink()
         _remove(final)
         partial.replace(final)
         _share(final, cached)
-        return Stage(name, final, key, seconds, reused=False)
+        return Stage(name, final, key, seconds, False, work)
 
     with disk_refusals(f"Stage {name}", partial):
         ranks.on_main(lambda: _prepare(partial, key))
-        began = time.perf_counter()
+        began, before = time.perf_counter(), meter.copy()
         spent = _spent(partial)
         compute(partial)
         ranks.wait()

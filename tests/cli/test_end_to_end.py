@@ -27,6 +27,7 @@ ITERATION = {
     "reward_length_correlation",
     "reward_gold_correlation",
     "seconds",
+    "work",
 }
 PRESETS = (
     "best-sera-dpo",
@@ -136,6 +137,8 @@ def test_each_iteration_has_its_report(finished):
     assert own["selection"]["offline"]["kept"] == report["pairs_offline"] == math.ceil(0.7 * 24)
     assert own["pairs_generated"] == own["selection"]["generated"]["kept"] > 0
     assert {"generate", "measure", "score", "label", "select", "train", "sample", "evaluate"} == set(own["seconds"])
+    assert {"measure", "train", "evaluate"} <= set(own["work"]) <= set(own["seconds"])
+    assert own["work"]["train"]["forward_tokens"]["packed_sdpa"] == own["work"]["train"]["useful_tokens"] > 0
 
 
 def test_metrics_hold_one_line_a_step(finished):
@@ -156,6 +159,7 @@ def test_the_manifest_says_what_went_in(finished, tiny):
     assert manifest["initial_policy"]["path"] == str(tiny.model)
     assert [step["offline"]["select_from"] for step in manifest["config"]] == [2, 2]
     assert manifest["settings"]["training"]["learning_rate"] == 1e-3
+    assert manifest["attention"] == ["packed_sdpa"]
 
 
 def test_the_final_model_is_an_ordinary_model(finished, tiny):

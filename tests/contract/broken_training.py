@@ -163,6 +163,7 @@ BROKEN = [
     ("smoother", "smooth-agrees", smoothing(metrics=lambda self, c: {"lowest": float("nan")})),
     ("smoother", "needs", smoothing(needs=property(lambda self: Needs(extrapolation=-0.5)))),
     ("smoother", "needs", smoothing(needs=property(lambda self: Needs(dataset_every=float("inf"))))),
+    ("smoother", "needs", smoothing(needs=property(lambda self: Needs(dataset_from=1.5)))),
     ("reweighter", "non-negative", reweighter(lambda stats: stats.margins)),
     ("reweighter", "non-negative", reweighter(lambda stats: stats.losses.mean())),
     ("reweighter", "non-negative", reweighter(lambda stats: stats.losses / (len(stats.losses) - 1))),

@@ -14,8 +14,9 @@ from sera_core.builtin.orpo import ORPO
 from sera_core.builtin.smoothers import Constant
 from sera_core.models.logps import default_budget, group_logps
 from sera_core.records import PairBatch, Pairs
-from sera_core.train.batch import EpochBatches, PairDataset, collate
+from sera_core.train.batch import PairDataset, collate
 from sera_core.train.lora import LoraOptions
+from sera_core.train.order import EpochBatches
 from sera_core.train.run import train
 from sera_core.train.seeds import training_seed
 from sera_core.train.step import pair_losses, reduce
@@ -194,7 +195,7 @@ def test_the_trainer_is_a_plain_torch_loop(tmp_path):
     optimizer = torch.optim.AdamW(
         [{"params": decay, "weight_decay": 0.01}, {"params": rest, "weight_decay": 0.0}], lr=1e-3, eps=1e-4
     )
-    order = EpochBatches(20, 8, training_seed(3, 1))
+    order = EpochBatches([1] * 20, 8, training_seed(3, 1))
     steps = []
     for epoch in range(2):
         order.epoch = epoch
@@ -236,7 +237,7 @@ def batch_of(pairs, reference, indices):
     dataset = PairDataset(
         Pairs(tuple(pairs.pairs[i] for i in indices)), tuple(side[list(indices)] for side in reference)
     )
-    return collate([dataset[draw] for draw in sorted(next(iter(EpochBatches(len(indices), 99, 0))))])
+    return collate([dataset[draw] for draw in sorted(next(iter(EpochBatches([1] * len(indices), 99, 0))))])
 
 
 def test_batch_order_and_padding_change_neither_loss_nor_gradient():

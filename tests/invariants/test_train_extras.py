@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import json
 
-import numpy as np
 import pytest
 import torch
 import train_cases as cases
@@ -15,14 +14,11 @@ from sera_core.builtin.ipo import IPO
 from sera_core.builtin.orpo import ORPO
 from sera_core.builtin.simpo import SimPO
 from sera_core.errors import ConfigError, ModelError
-from sera_core.models.logps import Group, group_logps
 from sera_core.protocols import Needs
 from sera_core.records import Smoothed
-from sera_core.train.batch import Prefixed
 from sera_core.train.lora import LoraOptions
 from sera_core.train.run import train
 
-PREFIX = "better"
 ONE = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1}
 EIGHT = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
 SGD = {"optim": "sgd", "learning_rate": 0.05}
@@ -39,12 +35,12 @@ class Refined:
 
     @property
     def needs(self):
-        return Needs(prefixes=(PREFIX,))
+        return Needs(prefixes=(cases.PREFIX,))
 
     def apply(self, margins, batch):
-        self.shown.append((batch.progress, batch.prefixed[PREFIX]))
-        assert not batch.prefixed[PREFIX].requires_grad
-        return margins - self.strength * batch.prefixed[PREFIX]
+        self.shown.append((batch.progress, batch.prefixed[cases.PREFIX]))
+        assert not batch.prefixed[cases.PREFIX].requires_grad
+        return margins - self.strength * batch.prefixed[cases.PREFIX]
 
 
 @dataclasses.dataclass
@@ -78,18 +74,6 @@ class Doubting:
         self.calls = state["calls"]
 
 
-def prefixed(pairs, model=None):
-    """Every prompt behind two more tokens; references by `model`."""
-    prompts = tuple(np.concatenate([[4, 5], p.prompt.ids]).astype(np.int32) for p in pairs.pairs)
-    reference = None
-    if model is not None:
-        groups = [Group(ids, (p.chosen.ids, p.rejected.ids)) for ids, p in zip(prompts, pairs.pairs, strict=True)]
-        with torch.no_grad():
-            sums = group_logps(model, groups).sums.numpy()
-        reference = sums[0::2], sums[1::2]
-    return {PREFIX: Prefixed(prompts, reference)}
-
-
 def trained(folder, algebra, on_step=None, **changes):
     records = []
     pairs = cases.make_pairs(flipped=(True, False))
@@ -99,7 +83,7 @@ def trained(folder, algebra, on_step=None, **changes):
         folder,
         pairs=pairs,
         algebra=algebra,
-        prefixed=prefixed(pairs, model) if asks else {},
+        prefixed=cases.prefixed(pairs, model) if asks else {},
         load_reference=cases.tiny_model,
         **changes,
     )
@@ -165,7 +149,7 @@ def test_the_prefixed_reference_must_belong_to_the_policy(tmp_path):
         tmp_path,
         pairs=pairs,
         algebra=cases.algebra(transforms=(Refined(),)),
-        prefixed=prefixed(pairs, cases.tiny_model(seed=5)),
+        prefixed=cases.prefixed(pairs, cases.tiny_model(seed=5)),
     )
     with pytest.raises(ModelError, match="stored reference does not belong"):
         train(request, cases.ignore)

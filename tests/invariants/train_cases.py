@@ -17,10 +17,14 @@ from sera_core.builtin.uniform import Uniform
 from sera_core.models.logps import Group, group_logps
 from sera_core.protocols import Needs
 from sera_core.records import Pair, Pairs, Prompt, Response, TextPrompt, Weighted
+from sera_core.train.batch import Prefixed
 from sera_core.train.run import TrainRequest
 from sera_core.train.step import Algebra
+from sera_plugin_spa import SelfRefinement
+from sera_plugin_srdpo import SelfRefinement as PrefixRefinement
 
 VOCABULARY = 40
+PREFIX = "better"
 
 
 def tiny_model(seed=0, attention_dropout=0.0):
@@ -73,6 +77,18 @@ def measure(model, pairs):
     with torch.no_grad():
         sums = group_logps(model, groups, token_budget=64).sums.numpy()
     return sums[0::2], sums[1::2]
+
+
+def prefixed(pairs, model=None):
+    """Every prompt behind two more tokens; references by `model`."""
+    prompts = tuple(np.concatenate([[4, 5], p.prompt.ids]).astype(np.int32) for p in pairs.pairs)
+    reference = None
+    if model is not None:
+        groups = [Group(ids, (p.chosen.ids, p.rejected.ids)) for ids, p in zip(prompts, pairs.pairs, strict=True)]
+        with torch.no_grad():
+            sums = group_logps(model, groups).sums.numpy()
+        reference = sums[0::2], sums[1::2]
+    return {PREFIX: Prefixed(prompts, reference)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,6 +146,13 @@ class MovingThreshold:
 
     def load_state_dict(self, state):
         self.mean = state["mean"]
+
+
+def refined(reweighter=None, scope="window"):
+    """Everything that trains on more than log-probs: SPA's smoother far from the reference, margins under a prefix."""
+    memory = {"window": {"window": 12}, "dataset": {"refresh": 0.5}}[scope]
+    doubt = SelfRefinement(alpha=0.3, share=0.3, warmup=0.2, extrapolation=0.5, threshold_scope=scope, **memory)
+    return algebra(smoother=doubt, transforms=(PrefixRefinement(strength=0.5, prefix=PREFIX),), reweighter=reweighter)
 
 
 def algebra(objective=None, smoother=None, reweighter=None, transforms=()):

@@ -20,6 +20,8 @@ KILLS = {
     "full": ("step 1", "step 2", "step 4", "step 5", "mid-checkpoint", "sealed", "mid-save", "replaced", "mid-delete"),
     "lora": ("step 5", "mid-save"),
     "dataset": ("step 3", "step 5", "step 6", "mid-save"),
+    "refined": ("step 3", "step 5"),
+    "refined-dataset": ("step 5",),
 }
 
 
@@ -51,7 +53,20 @@ def requests(folder):
         checkpoint_every=2,
         **dropout,
     )
-    return {"full": full, "lora": lora, "dataset": dataset}
+    extras = {"load_reference": cases.tiny_model, "prefixed": cases.prefixed(cases.make_pairs(), cases.tiny_model())}
+    refined = {
+        kind: cases.request(
+            folder,
+            policy_is_reference=False,
+            algebra=cases.refined(cases.Softmax(), scope),
+            training=training,
+            checkpoint_every=2,
+            **dropout,
+            **extras,
+        )
+        for kind, scope in (("refined", "window"), ("refined-dataset", "dataset"))
+    }
+    return {"full": full, "lora": lora, "dataset": dataset, **refined}
 
 
 def arm(moment):

@@ -1,6 +1,7 @@
 """Ablations as data: which arms a file means, what they are compared with, and what their table says."""
 
 import os
+import re
 import signal
 import time
 from pathlib import Path
@@ -50,6 +51,15 @@ def test_jobs_come_seed_by_seed_in_folders_of_their_own():
     assert len({job.out for job in jobs}) == 16
     assert jobs[0].out == Path("out/dpo,noise=0.0,step=short/seed-3")
     assert jobs[8].settings["seed"] == 4
+
+
+def test_long_names_are_cut_and_stay_apart():
+    texts = ["Answer well. " * 30, "Answer well. " * 30 + "Now."]
+    arms = made(grid={"objective.transforms": [[{"name": "self_refinement", "prefix": text}] for text in texts]}).arms
+    names = [arm.name for arm in arms]
+    assert len(set(names)) == len(arms) == 4
+    assert all(len(name) == 100 for name in names)
+    assert [arm.settings["name"] for arm in arms] == [re.sub(r"[^\w.-]", "-", name) for name in names]
 
 
 def test_a_baseline_variant_is_met_at_the_same_point():

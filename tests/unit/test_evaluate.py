@@ -215,6 +215,23 @@ def test_a_judge_that_only_grades(gold):
     assert values["gold_reward"] == (mean_interval(grades, 0.95) if gold else None)
 
 
+class Unsure(Grading):
+    """Only grades, by length, and has no grade for a response of one token."""
+
+    def grade(self, responses):
+        grades = super().grade(responses)
+        return np.where(grades == 1, np.nan, grades)
+
+
+def test_a_judge_without_a_grade_abstains():
+    first, second = three_prompts(3, 1, 2), three_prompts(2, 2, 1)
+    values, _ = of_judge(Unsure(), first, second, 0.95)
+    assert values["win_rate_vs_initial"] == win_rate(["win", "abstain", "abstain"], 0.95)
+    assert (values["win_rate_vs_initial"]["abstained"], values["win_rate_vs_initial"]["ties"]) == (2, 0)
+    values, _ = of_judge(Unsure(), three_prompts(1, 1, 2), three_prompts(1, 2, 1), 0.95)
+    assert values["win_rate_vs_initial"] is None
+
+
 @pytest.mark.parametrize("judge", [Comparing(), Costly()])
 def test_a_judge_that_only_compares_or_charges_for_grades(judge):
     values, grades = of_judge(judge, three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)

@@ -41,7 +41,7 @@ def test_mixture_of_token_logits(family, strength, budget, chunk, monkeypatch):
     monkeypatch.setattr(head, "_ELEMENTS", chunk * single.VOCAB)
     policy, reference = two(family)
     items = single.groups()
-    found = extrapolated_logps(policy, lambda: nullcontext(reference), items, strength, token_budget=budget)
+    found = extrapolated_logps(policy, lambda: nullcontext(reference), items, strength, token_budget=budget).sums
     with torch.no_grad():
         expected = mixed(policy, reference, items, strength)
         plain = group_logps(policy, items).sums
@@ -56,8 +56,8 @@ def test_strength_zero_and_equal_models_give_the_policy():
     items = single.groups()
     with torch.no_grad():
         plain = group_logps(policy, items).sums
-    torch.testing.assert_close(extrapolated_logps(policy, lambda: nullcontext(reference), items, 0.0), plain)
-    torch.testing.assert_close(extrapolated_logps(policy, lambda: nullcontext(policy), items, 0.5), plain)
+    torch.testing.assert_close(extrapolated_logps(policy, lambda: nullcontext(reference), items, 0.0).sums, plain)
+    torch.testing.assert_close(extrapolated_logps(policy, lambda: nullcontext(policy), items, 0.5).sums, plain)
 
 
 def test_an_adapter_switched_off_serves_as_the_reference():
@@ -74,7 +74,7 @@ def test_an_adapter_switched_off_serves_as_the_reference():
             yield policy
 
     items = single.groups()
-    found = extrapolated_logps(policy, off, items, 0.5, token_budget=24)
+    found = extrapolated_logps(policy, off, items, 0.5, token_budget=24).sums
     with torch.no_grad():
         torch.testing.assert_close(found, mixed(policy, base, items, 0.5), rtol=1e-5, atol=1e-4)
 
@@ -88,7 +88,7 @@ def test_two_vocabularies_are_refused():
 
 def test_no_group_and_no_finite_sum():
     policy = single.build("llama")
-    assert extrapolated_logps(policy, lambda: nullcontext(policy), [], 0.5).shape == (0,)
+    assert extrapolated_logps(policy, lambda: nullcontext(policy), [], 0.5).sums.shape == (0,)
     with torch.no_grad():
         policy.lm_head.weight[3] = float("inf")
     with pytest.raises(ModelError, match="log-probability of response 0"):

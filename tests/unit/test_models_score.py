@@ -6,6 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sera_core.errors import ModelError
+from sera_core.meter import Meter, total
 from sera_core.models.engine import engine_of
 from sera_core.models.logps import Group, group_logps
 from sera_core.models.score import score_responses
@@ -79,6 +80,24 @@ def test_equal_responses_are_computed_once(tmp_path, model, responses):
     handle.remove()
     assert sum(tokens) == 2 * once
     assert sums[:15].tolist() == sums[15:][::-1].tolist()
+
+
+def test_the_meter_counts_what_was_computed_and_what_was_known(tmp_path, model, responses):
+    meter, store = Meter(), LogProbStore(tmp_path)
+    score_responses(Provider(model), "m", responses[:10], "t", store, meter=meter)
+    first = meter.copy()
+    tokens = first.useful_tokens
+    assert tokens > 0
+    assert first.record() == {
+        "forward_tokens": {"packed_sdpa": tokens},
+        "useful_tokens": tokens,
+        "scored": 10,
+        "stored": 0,
+    }
+    score_responses(Provider(model), "m", responses[5:10], "t", store, meter=meter)
+    assert meter.since(first) == Meter(stored=5)
+    assert total([first.record(), {}, meter.since(first).record()]) == meter
+    assert Meter().record() == {}
 
 
 def test_killed_run_loses_one_chunk_and_ends_with_the_same_values(tmp_path, model, responses):

@@ -1,11 +1,12 @@
 """Tuning as data: what is read from the command line, which runs it makes, and which value it picks."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 
-from sera_core.ablate import Result
+from sera_core.ablate import Result, jobs_of
 from sera_core.errors import ConfigError
 from sera_core.tune import (
     DEFAULT_PAIRS,
@@ -81,6 +82,44 @@ def test_pairs_and_seeds_follow_the_settings():
 def test_a_metric_that_does_not_exist_is_refused():
     with pytest.raises(ConfigError, match="Did you mean 'accuracy'"):
         make_tuning(SETTINGS, Choice(PATH, (1, 2)), metric="acuracy")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("seed", "luckiest; --seeds averages"),
+        ("name", "changes nothing that is trained"),
+        ("description", "changes nothing that is trained"),
+        ("evaluation.tuning_pairs", "what is measured, not what is trained"),
+        ("evaluation", "what is measured, not what is trained"),
+    ],
+)
+def test_what_is_no_option_of_training_is_refused(path, reason):
+    with pytest.raises(ConfigError, match=f"{path} is nothing to tune: .*{reason}"):
+        make_tuning(SETTINGS, Choice(path, (1, 2)), metric="accuracy")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ("one! sky", "one? sky"),
+        ("Do your best. Query:", "do your best! query:"),
+        ("1 a", "a!", "a?"),
+        ("Answer well. " * 30, "Answer well. " * 30 + "Now.", "Answer well! " * 30),
+    ],
+    ids=["other characters", "other case", "numbered already", "long"],
+)
+def test_texts_alike_have_arms_of_their_own(values):
+    tuning = make_tuning(SETTINGS, Choice("objective.transforms.0.prefix", values), metric="accuracy", seeds=(0, 1))
+    names = [arm.name for arm in tuning.ablation.arms]
+    assert len({name.casefold() for name in names}) == len(values)
+    assert all(len(name) <= 100 and name.startswith("prefix=") for name in names)
+    assert len({job.out for job in jobs_of(tuning.ablation, Path("out"))}) == 2 * len(values)
+    assert [arm.settings["objective"]["transforms"][0]["prefix"] for arm in tuning.ablation.arms] == list(values)
+    figures = {value: [(0.5 + 0.1 * place, 0.0)] * 2 for place, value in enumerate(values)}
+    trials = trials_of(tuning, results(tuning, figures))
+    assert [trial.tuning["accuracy"].n for trial in trials] == [2] * len(values)
+    assert best_of(tuning, trials).value == values[-1]
 
 
 def test_no_pairs_are_refused():

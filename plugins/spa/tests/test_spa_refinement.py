@@ -250,7 +250,8 @@ def test_no_gradient_and_the_roles(factory):
 def test_needs():
     assert SelfRefinement().needs == Needs(extrapolation=0.5, whole_batch=True)
     assert SelfRefinement(extrapolation=0, threshold_scope="batch").needs == Needs(whole_batch=True)
-    assert SelfRefinement(threshold_scope="dataset", refresh=0.5).needs == Needs(extrapolation=0.5, dataset_every=0.5)
+    measured = Needs(extrapolation=0.5, dataset_every=0.5, dataset_from=0.3)
+    assert SelfRefinement(threshold_scope="dataset", refresh=0.5, warmup=0.3).needs == measured
     assert OfficialCodeRefinement().needs == Needs(whole_batch=True)
     assert OfficialCodeRefinement(extrapolation=1.0).needs == Needs(extrapolation=1.0, whole_batch=True)
 

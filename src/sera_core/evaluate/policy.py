@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,8 @@ def of_judge(
 ) -> tuple[dict[str, Any], Floats | None]:
     """Win rate against the baseline's samples on the same prompts, and gold reward, with intervals over prompts.
 
-    A judge that only grades decides comparisons by its grades: the higher wins, equal ones tie. Samples are not
-    graded when nothing reads the grades: when the judge compares, and they are not gold.
+    A judge that only grades decides comparisons by its grades: the higher wins, equal ones tie, nan abstains.
+    Samples are not graded when nothing reads the grades: when the judge compares, and they are not gold.
 
     Returns:
         The values (`gold_reward` is None unless the judge knows gold answers), and grades float64 [n] or None.
@@ -99,7 +100,13 @@ def _grade(judge: Judge, responses: Sequence[Response]) -> Floats | None:
 def _by_grades(judge: Judge, first: Floats | None, second: Floats | None) -> tuple[Verdict, ...]:
     if first is None or second is None:
         raise ConfigError(f"The judge {judge!r} neither grades nor compares; it must do one. Choose another judge.")
-    return tuple("win" if gap > 0 else "loss" if gap < 0 else "tie" for gap in (first - second).tolist())
+    return tuple(_verdict(*grades) for grades in zip(first.tolist(), second.tolist(), strict=True))
+
+
+def _verdict(own: float, other: float) -> Verdict:
+    if math.isnan(own) or math.isnan(other):
+        return "abstain"
+    return "win" if own > other else "loss" if own < other else "tie"
 
 
 def of_pairs(margins: Floats, chosen_log_ratios: Floats) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sera_core.errors import ModelError
 from sera_core.models.batches import Batch, Group, check_groups, response_sums, unwrap
 from sera_core.models.engine import engine_of
 from sera_core.models.head import Head, chunk_size
-from sera_core.models.logps import check_sums
+from sera_core.models.logps import GroupLogps, check_sums
 
 
 @torch.no_grad()
@@ -23,8 +23,8 @@ def extrapolated_logps(
     strength: float,
     *,
     token_budget: int | None = None,
-) -> Tensor:
-    """Summed log-probs float32 [R] of R responses, flat over groups, no gradient.
+) -> GroupLogps:
+    """Summed log-probs of R responses, flat over groups, no gradient; the token counts are those of both models.
 
     The distribution of each token is softmax((1 + strength) l - strength l_ref), l the token logits of the policy and
     l_ref those of the model that `reference` enters, mixed in float32 and normalised after mixing. Batches are those of
@@ -39,15 +39,22 @@ def extrapolated_logps(
     check_groups(groups, vocabulary)
     device = next(policy.parameters()).device
     if not groups:
-        return torch.zeros(0, device=device)
+        return GroupLogps(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device))
     with reference() as model:
         engines = engine_of(policy), engine_of(model)
     # Both models read the same batches, in the way that is exact for both.
-    batches = min(engines, key=lambda engine: engine.packed).batches(groups, token_budget, device)
+    engine = min(engines, key=lambda engine: engine.packed)
+    batches = engine.batches(groups, token_budget, device)
     parts = [_batch(policy, reference, batch, strength, chunk_size(vocabulary)) for batch in batches]
     sums = response_sums(batches, torch.cat(parts))
     check_sums(sums)
-    return sums
+    return GroupLogps(
+        sums=sums,
+        lengths=torch.tensor([len(ids) for group in groups for ids in group.responses], device=device),
+        forwarded_tokens=2 * sum(batch.ids.numel() for batch in batches),
+        useful_tokens=2 * sum(batch.useful for batch in batches),
+        attention=engine.attention,
+    )
 
 
 def _batch(

@@ -24,12 +24,14 @@ class GroupLogps:
 
     `sums` float32 [R]: natural-log sums over response tokens. `lengths` int64 [R]: response tokens.
     `forwarded_tokens` counts what went through the model, padding included; `useful_tokens` leaves padding out.
+    `attention` names what they went through.
     """
 
     sums: Tensor
     lengths: Tensor
     forwarded_tokens: int = 0
     useful_tokens: int = 0
+    attention: str = ""
 
 
 def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int | None = None) -> GroupLogps:
@@ -64,6 +66,7 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
         lengths=lengths,
         forwarded_tokens=sum(batch.ids.numel() for batch in batches),
         useful_tokens=sum(batch.useful for batch in batches),
+        attention=engine.attention,
     )
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sera_core.errors import ModelError
+from sera_core.meter import Meter
 from sera_core.models.logps import Group, default_budget, group_logps
 from sera_core.models.store import LogProbStore, response_key
 from sera_core.protocols import Progress
@@ -26,6 +27,7 @@ def score_responses(
     token_budget: int | None = None,
     chunk: int = 128,
     progress: Progress | None = None,
+    meter: Meter | None = None,
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Summed log-probs float64 [n] and lengths int64 [n] of n responses, in input order, without gradient.
 
@@ -33,7 +35,8 @@ def score_responses(
     in eval mode; it is called once, and only when the store misses something.
     `scorer` identifies that model (its weights hash), `template` is the hash of the chat template behind the ids.
     Equal responses are computed once. Every `chunk` responses are stored as soon as they are done, so that a killed
-    process loses one chunk. `progress` is told (known, total) over distinct responses.
+    process loses one chunk. `progress` is told (known, total) over distinct responses; `meter` counts what was
+    computed and what was known.
 
     Raises:
         ModelError: see `group_logps`; or the device's memory runs out. StoreError: see `LogProbStore`.
@@ -43,12 +46,15 @@ def score_responses(
     sums, _, found = store.get(scorer, list(distinct))
     known = {key: float(total) for key, total, there in zip(distinct, sums, found, strict=True) if there}
     missing = [key for key in distinct if key not in known]
+    meter = meter or Meter()
+    meter.scored += len(missing)
+    meter.stored += len(known)
     if missing:
         model = model_provider()
         for start in range(0, len(missing), chunk):
             if progress is not None:
                 progress(len(known), len(distinct))
-            known |= _compute(model, scorer, missing[start : start + chunk], distinct, store, token_budget)
+            known |= _compute(model, scorer, missing[start : start + chunk], distinct, store, token_budget, meter)
     if progress is not None:
         progress(len(distinct), len(distinct))
     return (
@@ -64,6 +70,7 @@ def _compute(
     responses: dict[bytes, Response],
     store: LogProbStore,
     token_budget: int | None,
+    meter: Meter,
 ) -> dict[bytes, float]:
     """Sums of the responses named by `keys`, computed and stored. What another process stored first counts."""
     by_prompt: dict[bytes, list[bytes]] = {}
@@ -83,6 +90,7 @@ def _compute(
         name = getattr(model, "name_or_path", "") or type(model).__name__
         what = f", counted from 0: {error}" if isinstance(error, ModelError) else f": {_memory_advice(groups, budget)}"
         raise ModelError(f"Scoring with {name} the responses to prompts {first!r} ... {last!r}{what}") from error
+    meter.forward(result.attention, result.forwarded_tokens, result.useful_tokens)
     stored = store.put(scorer, order, result.sums.cpu().numpy(), result.lengths.cpu().numpy().astype(np.int32))
     return dict(zip(order, stored.tolist(), strict=True))
 

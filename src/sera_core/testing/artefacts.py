@@ -7,15 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+_PASSING = frozenset({"seconds", "work"})
 _BOOKKEEPING = frozenset({"stage.json", ".lock"})
 
 
 def artefact_hashes(run_dir: Path) -> dict[str, str]:
     """SHA-256 in hex of every file below a run's folder, by relative path.
 
-    JSON files are hashed without their ``seconds`` and with the run's own folder written as ``.``, so that neither the
-    clock nor the place counts. The stages' bookkeeping (``stage.json``) and the lock are left out; temporary files of
-    an interrupted process are not.
+    JSON files are hashed without their ``seconds`` and ``work`` and with the run's own folder written as ``.``, so that
+    neither the clock nor the place nor what was known before counts. The stages' bookkeeping (``stage.json``) and the
+    lock are left out; temporary files of an interrupted process are not.
 
     Raises:
         ValueError: a ``.json`` file does not hold JSON.
@@ -37,7 +38,7 @@ def _content(path: Path, root: Path) -> bytes:
 
 def _timeless(value: Any, root: str) -> Any:  # noqa: ANN401 (any JSON value)
     if isinstance(value, dict):
-        return {key: _timeless(item, root) for key, item in value.items() if key != "seconds"}
+        return {key: _timeless(item, root) for key, item in value.items() if key not in _PASSING}
     if isinstance(value, list):
         return [_timeless(item, root) for item in value]
     return value.replace(root, ".") if isinstance(value, str) else value

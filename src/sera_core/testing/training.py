@@ -168,18 +168,19 @@ def _says_how_it_smooths(factory: type[Any]) -> bool:
 
 
 def _smoother_needs(smoother: Smoother) -> None:
-    strength, every = smoother.needs.extrapolation, smoother.needs.dataset_every
+    strength = smoother.needs.extrapolation
     require(0 <= strength < math.inf, f"needs.extrapolation must be 0 or a finite number above it, got {strength}")
-    require(0 <= every < math.inf, f"needs.dataset_every must be 0 or a finite number of epochs above it, got {every}")
+    _dataset_interval(smoother)
 
 
 def _says_how(factory: type[Any]) -> bool:
     return hasattr(factory, "weigh")
 
 
-def _dataset_interval(reweighter: Reweighter) -> None:
-    every = reweighter.needs.dataset_every
+def _dataset_interval(component: Smoother | Reweighter) -> None:
+    every, begins = component.needs.dataset_every, component.needs.dataset_from
     require(0 <= every < math.inf, f"needs.dataset_every must be 0 or a finite number of epochs above it, got {every}")
+    require(0 <= begins <= 1, f"needs.dataset_from must be a share from 0 to 1, got {begins}")
 
 
 TRANSFORM = (

@@ -1,30 +1,24 @@
-"""From pairs to micro-batches: dataset, order, collation. Padding is left to the log-prob engine."""
+"""From pairs to micro-batches: dataset and collation. Packing is left to the log-prob engine."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from sera_core.errors import DataError
 from sera_core.models.logps import Group
 from sera_core.records import Ids, Pair, PairLogps, Pairs
+from sera_core.train.order import Draw
 
 Reference: TypeAlias = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-class Draw(NamedTuple):
-    """A pair to train on, by index. A filler (`counted` false) only keeps a rank busy and never changes a loss."""
-
-    pair: int
-    counted: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,13 +39,17 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingPair:
-    """A pair as it is asked plainly and under each prefix. `index` is its place in the training set."""
+    """A pair as it is asked plainly and under each prefix.
+
+    `index` is its number in the training set, `place` that within its optimiser step.
+    """
 
     index: int
     pair: Pair
     plain: Asked
     prefixed: Mapping[str, Asked]
     counted: bool = True
+    place: int = 0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,11 +84,13 @@ class Answers:
 class PairInputs:
     """A micro-batch of b pairs, asked plainly and under each prompt prefix.
 
-    `indices` int64 [b] are their places in the training set. `flipped` float32 [b] is nan where unknown. `counted` is
-    false when the micro-batch is a filler. `slot` is its number within the effective batch.
+    `indices` int64 [b] are their numbers in the training set, `places` int64 [b] those within the optimiser step.
+    `flipped` float32 [b] is nan where unknown. `counted` is false when the micro-batch is a filler. `slot` is its
+    number within the effective batch.
     """
 
     indices: Tensor
+    places: Tensor
     ids: tuple[str, ...]
     plain: Answers
     flipped: Tensor
@@ -108,6 +108,7 @@ class PairInputs:
         return replace(
             self,
             indices=self.indices.to(device),
+            places=self.places.to(device),
             plain=self.plain.to(device),
             flipped=self.flipped.to(device),
             prefixed={prefix: answers.to(device) for prefix, answers in self.prefixed.items()},
@@ -141,31 +142,12 @@ class PairDataset(Dataset[TrainingPair]):
     def __getitem__(self, draw: Draw) -> TrainingPair:
         """The drawn pair with its references."""
         prefixed = {prefix: _asked(each, draw.pair) for prefix, each in self._prefixed.items()}
-        return TrainingPair(draw.pair, self._pairs[draw.pair], _asked(self._plain, draw.pair), prefixed, draw.counted)
+        pair, plain = self._pairs[draw.pair], _asked(self._plain, draw.pair)
+        return TrainingPair(draw.pair, pair, plain, prefixed, draw.counted, draw.place)
 
-
-class EpochBatches(Sampler[list[Draw]]):
-    """Micro-batches of one rank in an order that depends on (seed, epoch) alone.
-
-    Step k of all `world` ranks together holds the pairs k * size * world onwards of one permutation, so the effective
-    batch is the same whether it is split over ranks, micro-batches or not at all. No pair is left out or repeated; a
-    rank without a pair in the last step gets a filler. Set `epoch` before iterating.
-    """
-
-    def __init__(self, pairs: int, size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.epoch = 0
-        self._pairs, self._size, self._seed, self._rank, self._world = pairs, size, seed, rank, world
-
-    def __len__(self) -> int:
-        return -(-self._pairs // (self._size * self._world))
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        order = np.random.default_rng((self._seed, self.epoch)).permutation(self._pairs).tolist()
-        span = self._size * self._world
-        for start in range(0, self._pairs, span):
-            step = order[start : start + span]
-            mine = step[self._rank * self._size : (self._rank + 1) * self._size]
-            yield [Draw(index, True) for index in mine] or [Draw(step[0], False)]
+    def costs(self) -> list[int]:
+        """Tokens of every pair, prompt and both responses, the prompt once."""
+        return [len(pair.prompt.ids) + len(pair.chosen.ids) + len(pair.rejected.ids) for pair in self._pairs]
 
 
 def collate(items: Sequence[TrainingPair]) -> PairInputs:
@@ -174,6 +156,7 @@ def collate(items: Sequence[TrainingPair]) -> PairInputs:
     flipped = [float("nan") if pair.flipped is None else float(pair.flipped) for pair in pairs]
     return PairInputs(
         indices=torch.tensor([item.index for item in items]),
+        places=torch.tensor([item.place for item in items]),
         ids=tuple(pair.id for pair in pairs),
         plain=_answers(pairs, [item.plain for item in items]),
         flipped=torch.tensor(flipped, dtype=torch.float32),

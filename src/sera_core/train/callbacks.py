@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sera_core.protocols import Progress
-from sera_core.train.batch import EpochBatches
+from sera_core.train.order import EpochBatches
 
 
 class Announce(TrainerCallback):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from sera_core.train.batch import Draw, PairDataset, collate
+from sera_core.train.batch import PairDataset, collate
 from sera_core.train.dataset_values import DatasetValues
 from sera_core.train.effective import Moment, Part, gather, split_dataset, weigh_dataset
 from sera_core.train.measuring import Measurer
+from sera_core.train.order import Draw
 from sera_core.train.smoothing import splits_dataset
 from sera_core.train.step import Algebra
 from sera_core.train.weighing import weighs_dataset

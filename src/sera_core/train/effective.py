@@ -15,7 +15,7 @@ from torch import Tensor
 from sera_core.protocols import Stateful
 from sera_core.records import BatchStats, PairBatch, PairLogps
 from sera_core.train.checks import check_finite
-from sera_core.train.measuring import Extras, moved
+from sera_core.train.measuring import Extras, moved, taken
 from sera_core.train.smoothing import splits_whole_batch
 from sera_core.train.step import Algebra, PairLosses, batch_stats, concatenate, pair_losses
 from sera_core.train.weighing import Weighed, weigh, weighs_dataset, weighs_whole_batch
@@ -48,7 +48,8 @@ class Fixed:
 class Part:
     """Ids, detached log-probs and known flips, float32 [b], of b pairs; `counted` is false for a filler.
 
-    `split` is (keep [b], flip [b]) where the smoother has split the whole training set already.
+    `split` is (keep [b], flip [b]) where the smoother has split the whole training set already. `places` int64 [b] are
+    their numbers within the optimiser step.
     """
 
     ids: tuple[str, ...]
@@ -57,12 +58,22 @@ class Part:
     counted: bool = True
     extras: Extras = _NO_EXTRAS
     split: tuple[Tensor, Tensor] | None = None
+    places: Tensor | None = None
 
     def to(self, device: torch.device) -> Part:
         """The same pairs with their tensors on `device`."""
         split = None if self.split is None else (self.split[0].to(device), self.split[1].to(device))
         logps, extras = moved(self.logps, device), self.extras.to(device)
-        return Part(self.ids, logps, self.flipped.to(device), self.counted, extras, split)
+        places = None if self.places is None else self.places.to(device)
+        return Part(self.ids, logps, self.flipped.to(device), self.counted, extras, split, places)
+
+    def take(self, order: Tensor) -> Part:
+        """The pairs numbered by int64 `order`, in that order."""
+        split = None if self.split is None else (self.split[0][order], self.split[1][order])
+        ids = tuple(self.ids[i] for i in order.tolist())
+        places = None if self.places is None else self.places[order]
+        logps, extras = taken(self.logps, order), self.extras.take(order)
+        return Part(ids, logps, self.flipped[order], self.counted, extras, split, places)
 
 
 def needs_whole_batch(algebra: Algebra) -> bool:
@@ -91,20 +102,24 @@ def fix(
 ) -> tuple[list[Fixed | None], Mapping[str, float]]:
     """Smoothing and weights for the micro-batches of `rank`, from those of all ranks, `ranks[rank][slot]`.
 
-    Pairs are put in the order in which a single rank would see them. A filler gets None. The second result is what the
-    smoother and the reweighter report.
+    They see the pairs in the order of the epoch, however these were shared out. A filler gets None. The second result
+    is what the smoother and the reweighter report.
 
     Raises:
         ModelError: a loss that is not finite, or an answer of either that cannot be used.
     """
     order = [(r, slot) for slot in range(len(ranks[0])) for r in range(len(ranks)) if ranks[r][slot].counted]
     parts = [ranks[r][slot] for r, slot in order]
+    together = _joined(parts)
+    places = torch.arange(len(together.ids)) if together.places is None else together.places
+    by_place = places.argsort(stable=True)
+    back = by_place.argsort()
     # Transforms and objective see every pair once more in the pass that trains.
-    result, stats = _assess(algebra, parts, moment, (algebra.objective, *algebra.transforms))
+    result, stats = _assess(algebra, together.take(by_place), moment, (algebra.objective, *algebra.transforms))
     weighed = None if weighs_dataset(algebra.reweighter) else weigh(algebra.reweighter, stats)
     sizes = [len(part.flipped) for part in parts]
-    keeps, flips = torch.split(result.keep, sizes), torch.split(result.flip, sizes)
-    weights = [None] * len(sizes) if weighed is None else torch.split(weighed.weights, sizes)
+    keeps, flips = (torch.split(values[back], sizes) for values in (result.keep, result.flip))
+    weights = [None] * len(sizes) if weighed is None else torch.split(weighed.weights[back], sizes)
     fixed: list[Fixed | None] = [None] * len(ranks[rank])
     for (owner, slot), keep, flip, weight in zip(order, keeps, flips, weights, strict=True):
         if owner == rank:
@@ -115,13 +130,15 @@ def fix(
 def weigh_dataset(algebra: Algebra, parts: Sequence[Part], moment: Moment) -> Weighed:
     """Weights [n] of the n pairs of `parts`, all pairs of the training set in its order.
 
-    Losses are smoothed as in training, without a trace in a smoother that keeps a state.
+    Losses are smoothed by one call to the smoother with all n pairs in that order, without a trace in one that keeps a
+    state: a smoother whose threshold comes from a window of the last w pairs takes it from the last w of the training
+    set, whatever was trained on last.
 
     Raises:
         ModelError: see `fix`.
     """
     everything = (algebra.objective, *algebra.transforms, algebra.smoother)
-    _, stats = _assess(algebra, parts, moment, everything)
+    _, stats = _assess(algebra, _joined(parts), moment, everything)
     return weigh(algebra.reweighter, stats)
 
 
@@ -133,32 +150,37 @@ def split_dataset(
     Raises:
         ModelError: see `fix`.
     """
-    undecided = [replace(part, split=None) for part in parts]
+    undecided = replace(_joined(parts), split=None)
     result, _ = _assess(algebra, undecided, moment, (algebra.objective, *algebra.transforms))
     return (result.keep, result.flip), result.metrics
 
 
-def _assess(
-    algebra: Algebra, parts: Sequence[Part], moment: Moment, unmoved: Sequence[object]
-) -> tuple[PairLosses, BatchStats]:
-    """Losses and statistics of all `parts` together, without gradient; `unmoved` components keep their state."""
-    logps, extras, split = _together(parts)
-    batch = pair_batch(algebra, logps, extras, moment)
+def _assess(algebra: Algebra, part: Part, moment: Moment, unmoved: Sequence[object]) -> tuple[PairLosses, BatchStats]:
+    """Losses and statistics of all pairs of `part`, without gradient; `unmoved` components keep their state."""
+    batch = pair_batch(algebra, part.logps, part.extras, moment)
     with torch.no_grad(), _same_state(unmoved):
-        result = pair_losses(algebra, batch, split, extras.extrapolated)
-    check_finite(result.losses, moment.step, [name for part in parts for name in part.ids])
-    return result, batch_stats(result, torch.cat([part.flipped for part in parts]), moment.progress)
+        result = pair_losses(algebra, batch, part.split, part.extras.extrapolated)
+    check_finite(result.losses, moment.step, part.ids)
+    return result, batch_stats(result, part.flipped, moment.progress)
 
 
-def _together(parts: Sequence[Part]) -> tuple[PairLogps, Extras, tuple[Tensor, Tensor] | None]:
-    """Log-probs, extras and split of all pairs in `parts`, in order."""
+def _joined(parts: Sequence[Part]) -> Part:
+    """All pairs in `parts`, in order."""
     prefixed = {
         prefix: concatenate([part.extras.prefixed[prefix] for part in parts]) for prefix in parts[0].extras.prefixed
     }
     far = [part.extras.extrapolated for part in parts if part.extras.extrapolated is not None]
     splits = [part.split for part in parts if part.split is not None]
     split = (torch.cat([keep for keep, _ in splits]), torch.cat([flip for _, flip in splits])) if splits else None
-    return concatenate([part.logps for part in parts]), Extras(prefixed, concatenate(far) if far else None), split
+    places = [part.places for part in parts if part.places is not None]
+    return Part(
+        ids=tuple(name for part in parts for name in part.ids),
+        logps=concatenate([part.logps for part in parts]),
+        flipped=torch.cat([part.flipped for part in parts]),
+        extras=Extras(prefixed, concatenate(far) if far else None),
+        split=split,
+        places=torch.cat(places) if places else None,
+    )
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from sera_core.errors import ConfigError, ModelError, StoreError
+from sera_core.meter import Meter
 from sera_core.models.load import quiet, save_policy
 from sera_core.models.logps import default_budget
 from sera_core.protocols import Progress, Stateful
@@ -60,7 +61,8 @@ class TrainRequest:
     steps; None means about four checkpoints an epoch. `card` is the README of the saved model. `progress` is told
     (steps done, steps in all). `token_budget` limits padded tokens per forward pass; None means the device's default.
     `prefixed` holds the pairs under every prompt prefix the transforms ask for. `load_reference` gives the reference
-    model itself, needed where the smoother asks for an extrapolated policy.
+    model itself, needed where the smoother asks for an extrapolated policy. `meter` counts the forward passes of all
+    ranks.
 
     All randomness comes from (`seed`, `iteration`), the data order from (``training.data_seed``, `iteration`) where
     that is set. A half-precision policy is trained as float32 master weights and saved in its own dtype.
@@ -84,6 +86,7 @@ class TrainRequest:
     token_budget: int | None = None
     prefixed: Mapping[str, Prefixed] = field(default_factory=dict)
     load_reference: Callable[[], PreTrainedModel] | None = None
+    meter: Meter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Trai
                 restore_components(checkpoint, _stateful(request.algebra, scope))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint.path))
             done, metrics = trainer.state.global_step, trainer.last_metrics
+            _count(request.meter, trainer.tokens, arguments)
         finally:
             trainer.release()
     model = merge(model)
@@ -281,6 +285,17 @@ def _save(model: PreTrainedModel, request: TrainRequest) -> None:
             shutil.rmtree(leftover)
     save_policy(model, request.tokenizer, partial, request.card)
     partial.replace(target)
+
+
+def _count(meter: Meter | None, tokens: Meter, arguments: TrainingArguments) -> None:
+    """Add the tokens of all ranks to `meter`."""
+    ranks: list[Any] = [tokens]
+    if arguments.world_size > 1:
+        ranks = [None] * arguments.world_size
+        dist.all_gather_object(ranks, tokens)
+    if meter is not None:
+        for each in ranks:
+            meter.add(each)
 
 
 def _barrier(arguments: TrainingArguments) -> None:

@@ -16,13 +16,14 @@ from transformers.trainer_callback import PrinterCallback
 
 from sera_core.errors import ModelError, StoreError
 from sera_core.records import PairLogps, StepRecord
-from sera_core.train.batch import EpochBatches, PairDataset, PairInputs, collate
+from sera_core.train.batch import PairDataset, PairInputs, collate
 from sera_core.train.callbacks import FollowEpoch
 from sera_core.train.checks import check_finite, check_margins_zero, check_reference
 from sera_core.train.dataset_scope import DatasetScope
 from sera_core.train.effective import Fixed, Moment, Part, fix, gather, needs_whole_batch, pair_batch
 from sera_core.train.measuring import Extras, Measurer
 from sera_core.train.metrics import micro_sums, step_metrics
+from sera_core.train.order import EpochBatches
 from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra, PairLosses, batch_stats, pair_losses, reduce
 from sera_core.train.weighing import weigh, weighs_dataset, weighs_whole_batch
@@ -62,14 +63,19 @@ class PairTrainer(Trainer):
     ) -> None:
         seed = args.seed if args.data_seed is None else training_seed(args.data_seed, iteration)
         self._order = EpochBatches(
-            len(dataset), args.per_device_train_batch_size, seed, args.process_index, args.world_size
+            dataset.costs(),
+            args.per_device_train_batch_size,
+            seed,
+            args.process_index,
+            args.world_size,
+            args.gradient_accumulation_steps,
         )
         super().__init__(
             model=model, args=args, train_dataset=dataset, callbacks=[*callbacks, FollowEpoch(self._order)]
         )
         self.model_accepts_loss_kwargs = True
         self.remove_callback(PrinterCallback)
-        self.policy = model
+        self.policy, self.tokens = model, measurer.tokens
         self._algebra, self._iteration, self._on_step = algebra, iteration, on_step
         self._dtype: torch.dtype = dtype or model.dtype
         self._measurer, self._scope = measurer, scope
@@ -212,6 +218,7 @@ class PairTrainer(Trainer):
                         b.counted,
                         extras,
                         self._scope.split_of(b.indices),
+                        b.places,
                     )
                     for b, extras in zip(self._live, self._extras, strict=True)
                 ]

@@ -69,11 +69,9 @@ class SelfRefinement:
     @property
     def needs(self) -> Needs:
         """Confidences of the whole effective batch or training set, those of the extrapolated policy."""
-        return Needs(
-            extrapolation=self.extrapolation,
-            whole_batch=self.threshold_scope != "dataset",
-            dataset_every=self.refresh if self.threshold_scope == "dataset" else 0.0,
-        )
+        if self.threshold_scope == "dataset":
+            return Needs(extrapolation=self.extrapolation, dataset_every=self.refresh, dataset_from=self.warmup)
+        return Needs(extrapolation=self.extrapolation, whole_batch=True)
 
     @classmethod
     def neutral(cls) -> Self:

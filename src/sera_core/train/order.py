@@ -1,0 +1,97 @@
+"""In which order pairs are trained on, and which rank and micro-batch of an optimiser step takes which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """A pair to train on, by index. A filler (`counted` false) only keeps a rank busy and never changes a loss.
+
+    `place` is its number within the optimiser step, however the step is shared out.
+    """
+
+    pair: int
+    counted: bool
+    place: int = 0
+
+
+class EpochBatches(Sampler[list[Draw]]):
+    """Micro-batches of one rank; which pairs an optimiser step holds depends on (seed, epoch) alone.
+
+    An optimiser step of `world` ranks with `steps` micro-batches of `size` pairs each takes the next pairs of one
+    permutation, so the effective batch is the same whether it is split over ranks, micro-batches or not at all. Ranks
+    and micro-batches take equally many of them, one more or less in the last step, and about equally many tokens by
+    `costs`, the tokens of every pair. No pair is left out or repeated; a rank without a pair gets a filler. Set `epoch`
+    before iterating.
+    """
+
+    def __init__(
+        self, costs: Sequence[int], size: int, seed: int, rank: int = 0, world: int = 1, steps: int = 1
+    ) -> None:
+        self.epoch = 0
+        self._costs, self._size, self._seed = np.asarray(costs), size, seed
+        self._rank, self._world, self._steps = rank, world, steps
+
+    def __len__(self) -> int:
+        return -(-len(self._costs) // (self._size * self._world))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._costs))
+        span = self._size * self._world * self._steps
+        for start in range(0, len(order), span):
+            step = order[start : start + span]
+            costs = self._costs[step].tolist()
+            mine = balanced(costs, _even(len(step), self._world))[self._rank]
+            batches = _even(len(mine), -(-len(step) // (self._size * self._world)))
+            for chosen in balanced([costs[place] for place in mine], batches):
+                places = [mine[i] for i in chosen]
+                yield [Draw(int(step[place]), True, place) for place in places] or [Draw(int(step[0]), False)]
+
+
+def balanced(costs: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:
+    """Shares of given `sizes`, which add up to as many as there are costs, with sums of costs as equal as may be.
+
+    The costliest item goes where least is, then items are swapped between the largest and the smallest share as long as
+    that narrows their gap. Items are numbers of `costs`, ascending within a share.
+    """
+    shares: list[list[int]] = [[] for _ in sizes]
+    loads = [0] * len(sizes)
+    for item in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+        share = min((s for s in range(len(sizes)) if len(shares[s]) < sizes[s]), key=lambda s: (loads[s], s))
+        shares[share].append(item)
+        loads[share] += int(costs[item])
+    while swap := _best_swap(costs, shares, loads):
+        (high, out), (low, back) = swap
+        shares[high][out], shares[low][back] = shares[low][back], shares[high][out]
+        moved = int(costs[shares[low][back]]) - int(costs[shares[high][out]])
+        loads[high] -= moved
+        loads[low] += moved
+    return [sorted(share) for share in shares]
+
+
+def _best_swap(
+    costs: Sequence[int], shares: Sequence[Sequence[int]], loads: Sequence[int]
+) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    """(share, slot) of the two items whose swap narrows the gap between largest and smallest share most, or None."""
+    used = [s for s in range(len(shares)) if shares[s]]
+    if len(used) < 2:
+        return None
+    high, low = max(used, key=lambda s: (loads[s], -s)), min(used, key=lambda s: (loads[s], s))
+    gap = loads[high] - loads[low]
+    gains = (
+        (abs(gap - 2 * (int(costs[a]) - int(costs[b]))), (high, i), (low, j))
+        for i, a in enumerate(shares[high])
+        for j, b in enumerate(shares[low])
+    )
+    left, *swap = min(gains)
+    return (swap[0], swap[1]) if left < gap else None
+
+
+def _even(items: int, shares: int) -> list[int]:
+    """Sizes of `shares` that differ by one at most, the larger ones first."""
+    return [items // shares + (share < items % shares) for share in range(shares)]
