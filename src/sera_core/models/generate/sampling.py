@@ -32,6 +32,16 @@ class RowSampler(LogitsProcessor):
         self.top_p = top_p
         self.banned = torch.tensor(sorted(banned), dtype=torch.int64, device=seeds.device)
 
+    def keep(self, rows: Tensor, *, dropped: int = 0) -> RowSampler:
+        """The sampler of `rows`, int64 [k], whose prompts lost their first `dropped` columns."""
+        return RowSampler(
+            self.seeds[rows],
+            self.start - dropped,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            banned=self.banned.tolist(),
+        )
+
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Scores [b, v] for the step after `input_ids` [b, start + step]."""
         logits = scores.float().index_fill(1, self.banned[self.banned < scores.shape[1]], -torch.inf)
