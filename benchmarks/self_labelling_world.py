@@ -5,7 +5,10 @@
     python benchmarks/self_labelling_world.py runs/spa-world/results.json runs/sr-strength/results.json
 
 Every arm has one row per noise rate: means over seeds with Student's intervals, differences paired by seed. An interval
-of a difference that excludes 0 decides; no correction is made for the number of comparisons.
+of a difference that excludes 0 decides; no correction is made for the number of comparisons. Self-refinement lengthens
+the step, so its arms are also compared at equal KL: DPO's runs of one seed, one for each step size, are points
+(sqrt KL, win rate), and DPO's win rate at an arm's KL is read off the line through them; arms beyond its ends are left
+out.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sera_core.ablation_table import Estimate, estimate, metric, shown
 
@@ -29,6 +34,10 @@ COLUMNS = (
     ("accuracy", "accuracy", 3),
     ("margin", "margin_mean", 2),
 )
+# DPO with longer and longer steps.
+FRONTIER = ("dpo", "dpo-longer", "dpo-longest")
+# Arms shown round by round.
+ROUNDS = ("spa", "spa-dro", "spa-gentle")
 # What each paper claims: (better, worse, metric), read from left to right.
 CLAIMS = {
     "spa": (
@@ -37,6 +46,7 @@ CLAIMS = {
         ("refinement helps", "spa", "no-refinement"),
         ("de-coupled detection helps", "spa", "no-decoupling"),
         ("worst-case weights help SPA", "spa-dro", "spa"),
+        ("worst-case weights make SPA beat DPO on the same tenth", "spa-dro", "seed-only"),
         ("a gentler step helps SPA", "spa-gentle", "spa"),
         ("SPA with a gentler step beats DPO on the same tenth", "spa-gentle", "seed-only"),
     ),
@@ -86,18 +96,82 @@ def arms_table(runs: Runs) -> list[str]:
 def claims_table(runs: Runs) -> list[str]:
     """Each claim as a difference of win rates and of gold rewards, with its verdict in words."""
     kind = "spa" if any("spa" in arms for arms in runs.values()) else "sr"
-    lines = [row(["claim", "noise", "win rate", "gold reward", "here"]), row(["---"] * 5)]
+    heads = [
+        "claim",
+        "noise",
+        "win rate",
+        "gold reward",
+        "here",
+        *(["win rate at equal KL", "seeds", "here"] * matched(runs)),
+    ]
+    lines = [row(heads), row(["---"] * len(heads))]
     for claim, ours, theirs in CLAIMS[kind]:
         for noise, arms in runs.items():
             win, gold = (difference(arms, ours, theirs, name) for name in ("win_rate_vs_initial", "gold_reward"))
             cells = [shown(win, 3, sign="+"), shown(gold, 3, sign="+"), verdict(win)]
+            if matched(runs):
+                gaps = at_equal_kl(arms, ours)
+                found = estimate(gaps) if len(gaps) > 1 else None
+                cells += ["-" if found is None else shown(found, 3, sign="+"), str(len(gaps))]
+                cells += ["not compared" if found is None else verdict(found)]
             lines.append(row([claim, noise, *cells]))
     return lines
+
+
+def matched(runs: Runs) -> bool:
+    """Whether DPO ran with several step sizes."""
+    return all(set(FRONTIER) <= set(arms) for arms in runs.values())
+
+
+def at_equal_kl(arms: Mapping[str, dict[int, Mapping[str, Any]]], arm: str) -> list[float]:
+    """Differences of win rates to DPO at the arm's KL, for the seeds where DPO's steps span it."""
+    gaps = []
+    for seed in sorted(arms[arm]):
+        kl, win = (value(arms[arm][seed], name) for name in ("kl_to_initial", "win_rate_vs_initial"))
+        line = sorted(
+            (max(value(arms[base][seed], "kl_to_initial"), 0.0) ** 0.5, value(arms[base][seed], "win_rate_vs_initial"))
+            for base in FRONTIER
+        )
+        x, y = zip(*line, strict=True)
+        if x[0] <= max(kl, 0.0) ** 0.5 <= x[-1]:
+            gaps.append(win - float(np.interp(max(kl, 0.0) ** 0.5, x, y)))
+    return gaps
 
 
 def difference(arms: Mapping[str, dict[int, Mapping[str, Any]]], ours: str, theirs: str, name: str) -> Estimate:
     """Mean paired difference over seeds."""
     return estimate([value(arms[ours][seed], name) - value(arms[theirs][seed], name) for seed in sorted(arms[ours])])
+
+
+def rounds_table(folder: Path, runs: Runs) -> list[str]:
+    """SPA round by round: iteration 1 is the seed stage. `own pairs` is the share its judge labels as gold would."""
+    heads = ["noise", "arm", "iteration", "win rate", "vs the seed stage", "KL", "length", "own pairs right"]
+    lines = [row(heads), row(["---"] * len(heads))]
+    for noise, arms in runs.items():
+        for arm in (name for name in ROUNDS if name in arms):
+            reports = [iterations(folder / f"{arm},noise={noise}" / f"seed-{seed}") for seed in sorted(arms[arm])]
+            for number, found in enumerate(zip(*reports, strict=True), start=1):
+                cells = [shown(estimate([value(each, "win_rate_vs_initial") for each in found]), 2)]
+                cells.append(shown(since_seed(reports, number), 2, sign="+") if number > 1 else "-")
+                names = ("kl_to_initial", "response_length")
+                cells += [shown(estimate([value(each, name) for each in found]), 2) for name in names]
+                own = [(each["selection"].get("generated") or {}).get("accuracy") for each in found]
+                right = [share for share in own if share is not None]
+                lines.append(row([noise, f"`{arm}`", str(number), *cells, shown(estimate(right), 2) if right else "-"]))
+    return lines
+
+
+def since_seed(reports: list[list[Mapping[str, Any]]], number: int) -> Estimate:
+    """Mean difference of win rates between an iteration and the first, of the same runs."""
+    name = "win_rate_vs_initial"
+    return estimate([value(run[number - 1], name) - value(run[0], name) for run in reports])
+
+
+def iterations(run: Path) -> list[Mapping[str, Any]]:
+    """The reports of a run's iterations, in order."""
+    count = len(json.loads((run / "summary.json").read_text(encoding="utf-8"))["iterations"])
+    paths = [run / f"iter_{number}" / "report.json" for number in range(1, count + 1)]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
 
 
 def verdict(gap: Estimate) -> str:
@@ -118,7 +192,10 @@ def main() -> None:
     parser.add_argument("results", nargs="+", type=Path, help="results.json of an ablation")
     for path in parser.parse_args().results:
         runs = load(path)
-        for table in (arms_table(runs), claims_table(runs)):
+        tables = [arms_table(runs), claims_table(runs)]
+        if any(set(ROUNDS) & set(arms) for arms in runs.values()):
+            tables.append(rounds_table(path.parent, runs))
+        for table in tables:
             print("\n".join(table), end="\n\n")
 
 
