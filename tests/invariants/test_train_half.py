@@ -195,3 +195,18 @@ def test_half_precision_on_a_gpu(tmp_path, monkeypatch, cuda, dtype, lora):
     assert not [reference() for reference in alive if reference() is not None]
     # The workspaces of matrix libraries stay.
     assert torch.cuda.memory_allocated() <= held + 2**27
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=2)], ids=["full", "lora"])
+@pytest.mark.parametrize("load", [cases.tiny_model, half], ids=["float32", "bfloat16"])
+def test_activation_checkpointing_changes_nothing_but_memory(tmp_path, load, lora):
+    ended = []
+    for name, fields in (("kept", {}), ("computed", {"gradient_checkpointing": True})):
+        records = []
+        request = cases.request(tmp_path / name, load_model=load, lora=lora, training={"max_steps": 3, **fields})
+        result = train(request, records.append)
+        assert records[0].metrics["margin_mean"] == 0.0
+        ended.append((records[-1].metrics["loss"], load_file(result.model / "model.safetensors")))
+    assert ended[0][0] == pytest.approx(ended[1][0], abs=1e-5)
+    for name, value in ended[0][1].items():
+        torch.testing.assert_close(ended[1][1][name], value)

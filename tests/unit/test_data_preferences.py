@@ -417,6 +417,15 @@ def test_limit_counts_training_pairs(tmp_path: Path) -> None:
     assert part.validation == whole.validation
 
 
+@pytest.mark.parametrize(("limit", "prompts", "pairs"), [(3, 1, 3), (8, 2, 6), (2, 2, 2), (99, 10, 30)])
+def test_limit_keeps_the_pairs_of_a_prompt_together(tmp_path: Path, limit: int, prompts: int, pairs: int) -> None:
+    scored = [SCORED | {"id": f"s{i}", "prompt": [user(f"question {i}")]} for i in range(10)]
+    jsonl(tmp_path / "train.jsonl", scored)
+    jsonl(tmp_path / "test.jsonl", [explicit(1)])
+    data = Preferences(str(tmp_path), pairing="best_vs_rest", validation=1, evaluation=0, limit=limit).load(0)
+    assert (len({pair.prompt.id for pair in data.pairs}), len(data.pairs)) == (prompts, pairs)
+
+
 def test_sft_prompts_carry_targets_and_fresh_ones_are_new(tmp_path: Path) -> None:
     fresh = jsonl(tmp_path / "fresh.jsonl", [{"prompt": "q1"}, {"prompt": "new"}, {"prompt": " "}, {"prompt": "new"}])
     data = load(tmp_path, [explicit(1), explicit(2)], fresh=fresh)

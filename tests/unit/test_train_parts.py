@@ -151,6 +151,10 @@ def test_unusable_data_is_refused(pairs, reference, message):
         ({"max_steps": float("inf")}, "max_steps must be a finite number, got inf"),
         ({"num_train_epochs": 2, "max_steps": 7}, r"max_steps is 7, so training.num_train_epochs \(2\) would be"),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, "no effect without training.gradient_check"),
+        (
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "use_reentrant: true, which gives an adapter no gradient",
+        ),
         ({"dataloader_prefetch_factor": 2}, "prefetch_factor has no effect without training.dataloader_num_workers"),
         ({"dataloader_persistent_workers": True}, "persistent_workers has no effect without"),
         ({"data_seed": "abc"}, "data_seed must be a number, got 'abc'"),

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 from sera_core.data.formats import Pairing, RowOptions, check_columns, text_pairs, text_prompts
 from sera_core.data.noise import check_noise, flip_by_ids, flip_by_rate, read_flip_ids
 from sera_core.data.readers import Row, has_splits, held_out_split, read_rows
-from sera_core.data.splits import carve, hold_out, opening, shuffled
+from sera_core.data.splits import carve, hold_out, limited, opening, shuffled
 from sera_core.errors import ConfigError, DataError, suggest
 from sera_core.protocols import Needs, Progress, Provides
 from sera_core.records import SourceData, TextPair, TextPrompt
@@ -36,8 +36,9 @@ class Preferences:
         ``auto`` goes by the columns; three plain strings are ``text``.
     split, validation_split: names; ``auto`` finds a validation or test split. Without one, held-out pairs are carved
         off by prompt, at most a fifth of all prompts.
-    limit: how many training pairs to keep. validation, evaluation: how many pairs and prompts to hold out; null means
-        a quarter of the training pairs each, at most 100 and 64. Where there are fewer, both shrink in proportion.
+    limit: how many training pairs to keep at most; the pairs of a prompt stay together. validation, evaluation: how
+    many pairs and prompts to hold out; null means a quarter of the training pairs each, at most 100 and 64. Where there
+    are fewer, both shrink in proportion.
     noise: the share of training labels to flip, in [0, 0.5), or a JSON file with ``flip_ids``.
     pairing: how ``scored`` answers become pairs. score: the name of the score field.
     columns: canonical name -> the name in the data; null hides a column.
@@ -119,7 +120,7 @@ class Preferences:
         validation, evaluation, surplus = hold_out(held, *self._held_out_sizes(found), seed)
         dropped["held_out_surplus"] = surplus
         flips = read_flip_ids(self.noise) if isinstance(self.noise, str) else None
-        pairs = self._flip(shuffled(train, seed)[: self.limit], found, flips, seed, dropped)
+        pairs = self._flip(limited(shuffled(train, seed), self.limit), found, flips, seed, dropped)
         fresh, fresh_rows = self._fresh([*train, *held], dropped)
         return SourceData(
             name="preferences",

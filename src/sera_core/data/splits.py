@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -19,6 +20,20 @@ def opening(prompt: TextPrompt) -> str:
     else:
         text = next((message.content for message in prompt.messages if message.role == "user"), "")
     return content_id(" ".join(text.casefold().split()))
+
+
+def limited(pairs: Sequence[TextPair], limit: int | None) -> list[TextPair]:
+    """At most `limit` pairs in their order; all pairs of a prompt or none, save where no prompt fits."""
+    if limit is None:
+        return list(pairs)
+    sizes = Counter(pair.prompt.id for pair in pairs)
+    kept: set[str] = set()
+    room = limit
+    for pair in pairs:
+        if pair.prompt.id not in kept and sizes[pair.prompt.id] <= room:
+            kept.add(pair.prompt.id)
+            room -= sizes[pair.prompt.id]
+    return [pair for pair in pairs if pair.prompt.id in kept] or list(pairs[:limit])
 
 
 def shuffled(pairs: Sequence[TextPair], seed: int) -> list[TextPair]:

@@ -31,8 +31,8 @@ def score_responses(
 ) -> tuple[Floats, NDArray[np.int64]]:
     """Summed log-probs float64 [n] and lengths int64 [n] of n responses, in input order, without gradient.
 
-    `token_budget` counts padded tokens per forward; None takes the device's default. `model_provider` gives the model
-    in eval mode; it is called once, and only when the store misses something.
+    `token_budget` counts tokens per forward, padding included; None takes the device's default. `model_provider` gives
+    the model in eval mode; it is called once, and only when the store misses something.
     `scorer` identifies that model (its weights hash), `template` is the hash of the chat template behind the ids.
     Equal responses are computed once. Every `chunk` responses are stored as soon as they are done, so that a killed
     process loses one chunk. `progress` is told (known, total) over distinct responses; `meter` counts what was
@@ -103,6 +103,6 @@ def _memory_advice(groups: Sequence[Group], budget: int) -> str:
         else "Shorten tokens.max_prompt_tokens or tokens.max_response_tokens"
     )
     return (
-        f"the device ran out of memory with {budget} padded tokens per forward; the longest response has {longest} "
+        f"the device ran out of memory with {budget} tokens per forward; the longest response has {longest} "
         f"tokens, prompt included. {advice}, or set policy.dtype to bfloat16."
     )

@@ -190,6 +190,11 @@ def _check_without_effect(values: Mapping[str, Any]) -> None:
             "training.gradient_checkpointing_kwargs has no effect without training.gradient_checkpointing. "
             "Set that to true, or remove the options."
         )
+    if (values.get("gradient_checkpointing_kwargs") or {}).get("use_reentrant"):
+        raise ConfigError(
+            "training.gradient_checkpointing_kwargs has use_reentrant: true, which gives an adapter no gradient. "
+            "Remove it: checkpointing without re-entry gives the same gradients."
+        )
     if not values.get("dataloader_num_workers", 0):
         for name in ("dataloader_persistent_workers", "dataloader_prefetch_factor"):
             if values.get(name):

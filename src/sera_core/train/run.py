@@ -59,7 +59,7 @@ class TrainRequest:
     policy's weights are those the reference was measured with (compare their hashes); then step 0 is checked.
     `keep_dropout` trains with the model's own dropout, which is otherwise off. `checkpoint_every` counts optimiser
     steps; None means about four checkpoints an epoch. `card` is the README of the saved model. `progress` is told
-    (steps done, steps in all). `token_budget` limits padded tokens per forward pass; None means the device's default.
+    (steps done, steps in all). `token_budget` limits the tokens of a forward pass; None means the device's default.
     `prefixed` holds the pairs under every prompt prefix the transforms ask for. `load_reference` gives the reference
     model itself, needed where the smoother asks for an extrapolated policy. `meter` counts the forward passes of all
     ranks.
