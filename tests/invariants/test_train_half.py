@@ -13,6 +13,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import load_file
 
 from sera_core.errors import ConfigError, ModelError
+from sera_core.meter import Meter
+from sera_core.models import head
 from sera_core.train.lora import LoraOptions, wrap_lora
 from sera_core.train.run import train
 from sera_core.train.trainer import PairTrainer
@@ -210,3 +212,17 @@ def test_activation_checkpointing_changes_nothing_but_memory(tmp_path, load, lor
     assert ended[0][0] == pytest.approx(ended[1][0], abs=1e-5)
     for name, value in ended[0][1].items():
         torch.testing.assert_close(ended[1][1][name], value)
+
+
+@pytest.mark.parametrize("lora", [None, LoraOptions(r=2, target_modules=("q_proj", "lm_head"))], ids=["full", "lora"])
+def test_a_half_precision_policy_trains_in_packs(tmp_path, lora):
+    meter = Meter()
+    train(cases.request(tmp_path, load_model=half, lora=lora, meter=meter), cases.ignore)
+    assert set(meter.forward_tokens) == {"packed_sdpa"}
+
+
+def test_the_head_of_a_half_precision_policy_computes_in_half_precision(tmp_path, monkeypatch):
+    seen, original = set(), head.linear
+    monkeypatch.setattr(head, "linear", lambda states, *given: seen.add(states.dtype) or original(states, *given))
+    train(cases.request(tmp_path, load_model=half), cases.ignore)
+    assert torch.bfloat16 in seen

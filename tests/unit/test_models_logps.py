@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    BartConfig,
+    BartForCausalLM,
     BloomConfig,
     BloomForCausalLM,
     Gemma2Config,
@@ -22,6 +24,8 @@ from transformers import (
     OPTForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 
 from sera_core.errors import ModelError
@@ -31,6 +35,16 @@ from sera_core.models.logps import Group, group_logps
 VOCAB = 61
 SMALL = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+POST = {"num_attention_heads": 4, "max_position_embeddings": 600, "is_decoder": True}
+BART = {
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "decoder_layers": 2,
+    "decoder_attention_heads": 4,
+    "decoder_ffn_dim": 48,
+    "encoder_layers": 2,
+    "is_decoder": True,
+}
 OPT = {
     "vocab_size": VOCAB,
     "hidden_size": 32,
@@ -50,7 +64,9 @@ FAMILIES = {
     # Learned positions; the second also calls its decoder past its body.
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=512)),
     "opt": lambda: OPTForCausalLM(OPTConfig(**OPT)),
-    # Attention with a bias by distance, and none at all: padded.
+    # Positions from the padding id on, a biased distance, no attention at all, positions nobody can name: padded.
+    "roberta": lambda: RobertaForCausalLM(RobertaConfig(**SMALL, **POST, pad_token_id=5, type_vocab_size=1)),
+    "bart": lambda: BartForCausalLM(BartConfig(**BART)),
     "bloom": lambda: BloomForCausalLM(BloomConfig(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4)),
     "mamba": lambda: MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2)),
 }

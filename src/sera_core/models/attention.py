@@ -58,24 +58,24 @@ class Layout:
     shapes: tuple[Shape, ...]
     device: torch.device
     asked: Counter[int | None] = field(default_factory=Counter)
-    _known: dict[int | None, Any] = field(default_factory=dict)
+    _known: dict[tuple[int | None, Callable[..., Any]], Any] = field(default_factory=dict)
 
     def once(self, window: int | None, make: Callable[[Layout, int | None], Made]) -> Made:
         """What `make` gives for a layer with that window, made for the first such layer."""
         self.asked[window] += 1
-        if window not in self._known:
-            self._known[window] = make(self, window)
-        found: Made = self._known[window]
+        if (window, make) not in self._known:
+            self._known[window, make] = make(self, window)
+        found: Made = self._known[window, make]
         return found
 
 
 def register() -> None:
     """Let transformers know the attention of packs. Calls without a layout are its own SDPA attention."""
-    AttentionInterface.register(PACKED, _attention)
+    AttentionInterface.register(PACKED, packed_attention)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
 
 
-def _attention(
+def packed_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -178,15 +178,15 @@ def _calls(layout: Layout, window: int | None) -> tuple[_Call, ...]:
     )
 
 
-def group_mask(shape: Shape, window: int | None) -> Tensor:
-    """Bool [n, n], True where the row's token sees the column's, for the n tokens of one group.
+def group_mask(shape: Shape, window: int | None, start: int = 0) -> Tensor:
+    """Bool [n - start, n], True where the row's token sees the column's, for the tokens of one group from `start` on.
 
     A response sees the prompt and its own tokens up to itself. Within a sliding `window` positions differ by less than
     it.
     """
-    owner, position = shape.owners()
-    seen = (owner[None] == 0) | (owner[None] == owner[:, None])
-    distance = position[:, None] - position[None]
+    owner, position = (values.int() for values in shape.owners())
+    seen = (owner[None] == 0) | (owner[None] == owner[start:, None])
+    distance = position[start:, None] - position[None]
     seen &= distance >= 0
     return seen if window is None else seen & (distance < window)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,31 +27,31 @@ class Group:
 class Batch:
     """b rows of L tokens that hold n responses with T tokens in all, on one device.
 
-    `ids` and `positions` int64 [b, L]. Either `mask` int64 [b, L] marks what is no padding, or the one row has no
-    padding and `layout` says which token sees which. `places` int64 [T] are the flat positions whose logits predict a
-    response token, `targets` int64 [T] those tokens, response by response; `responses` numbers the n responses among
-    all that were asked for, and `lengths` are their tokens. `useful` counts tokens that are no padding.
+    `ids` int64 [b, L]. Either `mask` int64 [b, L] marks what is no padding, or the one row has none, `layout` says
+    which token sees which, and `positions` int64 [1, L] where each stands in its dialogue. `places` int64 [T] are the
+    flat positions whose logits predict a response token, `targets` int64 [T] those tokens, response by response;
+    `responses` numbers the n responses among all that were asked for, and `lengths` are their tokens. `useful` counts
+    tokens that are no padding.
     """
 
     ids: Tensor
-    positions: Tensor
     mask: Tensor | None
     layout: Layout | None
+    positions: Tensor | None
     places: Tensor
     targets: Tensor
     responses: tuple[int, ...]
     lengths: tuple[int, ...]
     useful: int
 
-    def arguments(self, model: PreTrainedModel) -> dict[str, Any]:
-        """What `model` takes for these rows."""
+    def arguments(self) -> dict[str, Any]:
+        """What a model takes for these rows."""
         given: dict[str, Any] = {"input_ids": self.ids, "attention_mask": self.mask, "use_cache": False}
-        if "position_ids" in inspect.signature(model.forward).parameters:
-            given["position_ids"] = self.positions
         if self.layout is not None:
             # A mask of four dimensions is passed through as it is, so that nobody builds one of L x L.
             given["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.ids.device)
-            given["packed_layout"] = self.layout
+            given |= {"position_ids": self.positions, "packed_layout": self.layout}
+        # Rows padded on the right have the positions that a family gives them itself, not always from 0.
         return given
 
 

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from sera_core.errors import ModelError
 from sera_core.models.attention import PACKED, register
-from sera_core.models.batches import Batch, Group, response_sums, unwrap
+from sera_core.models.batches import Batch, Group, unwrap
 from sera_core.models.flex import FLEX, register_flex
-from sera_core.models.head import Head, is_plain
+from sera_core.models.head import is_plain
 from sera_core.models.packed import packed_batches
 from sera_core.models.padded import padded_batches
+from sera_core.models.trial import disagreement, obstacle, padding_matters, steady, trial_groups
 
 _LOG = logging.getLogger(__name__)
-_FULL, _SLIDING = "full_attention", "sliding_attention"
 # Where the engine of a model is remembered on the model itself.
 _KEPT = "_sera_engine"
 # Attention for packs, with what makes it known to transformers.
@@ -32,35 +30,51 @@ PACKINGS: Mapping[str, Callable[[], None]] = {PACKED: register, FLEX: register_f
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Whether batches of a model are `packed`, the name of its `attention`, and whether its head is `plain`.
+    """How a model is scored.
 
-    `reason` says in words why batches are padded, empty where they are packed.
+    Batches are `packed`, or padded; where not even padding is exact (`alone`) every response is a batch. `attention` is
+    its name, `plain` says that the head is a matrix product, `reason` why batches are not packed, empty where they are.
+    Rotary embeddings that stretch with the longest sequence of a batch have responses of more than `stretch` tokens,
+    prompt included, computed alone.
     """
 
     packed: bool
     attention: str
     plain: bool
     reason: str = ""
+    alone: bool = False
+    stretch: int | None = None
+
+    @property
+    def label(self) -> str:
+        """What is recorded of it."""
+        return self.attention if self.packed else f"{self.attention}, padded: {self.reason}"
 
     def batches(self, groups: Sequence[Group], token_budget: int | None, device: torch.device) -> list[Batch]:
         """Batches of at most `token_budget` tokens that hold all responses of `groups`."""
+        short, long = _divided(groups, self.stretch)
         make = packed_batches if self.packed else padded_batches
-        return make(groups, token_budget, device)
+        found = _numbered(make(short[0], 1 if self.alone else token_budget, device), short[1])
+        # From short to long: transformers' dynamic embeddings stay as the longest sequence so far has left them.
+        return found + _numbered(padded_batches(long[0], 1, device), long[1])[::-1]
 
 
 def engine_of(model: nn.Module) -> Engine:
     """The engine of a model, found out on first use and kept with it.
 
     Packs are used where transformers' attention interface lets tokens of a pack be told apart and a small trial agrees
-    with padded batches. The model's attention is switched then; calls from elsewhere get its SDPA attention as before.
+    with single responses. The model's attention is switched then; calls from elsewhere get its SDPA attention as
+    before.
     """
     inner = unwrap(model)
     known: Engine | None = vars(inner).get(_KEPT)
-    if known is None:
+    attention = inner.config._attn_implementation  # transformers has no public name for it
+    if known is None or known.attention != attention:
+        # Where somebody has switched the attention since, what they chose counts.
         known = _find(inner, [FLEX, PACKED] if inner.device.type == "cuda" else [PACKED])
         vars(inner)[_KEPT] = known
         if known.reason:
-            _LOG.info("%s is scored in padded batches: %s.", type(inner).__name__, known.reason)
+            _LOG.warning("%s is scored in padded batches: %s.", type(inner).__name__, known.reason)
     return known
 
 
@@ -78,9 +92,7 @@ def choose_attention(model: PreTrainedModel, attention: str) -> None:
                 f"{found.reason}. Leave it out, and Sera picks what is exact."
             )
     else:
-        with _steady(model):
-            plain = is_plain(model, padded_batches(_trial(model)[:1], None, model.device)[0])
-        found = Engine(False, attention, plain, f"attn_implementation is {attention}")
+        found = replace(_find(model, []), reason=f"attn_implementation is {attention}")
     vars(model)[_KEPT] = found
 
 
@@ -91,95 +103,57 @@ def own_attention(attention: str | None) -> str | None:
 
 def _find(model: PreTrainedModel, packings: Sequence[str]) -> Engine:
     """The first of `packings` that is exact, else padded batches."""
-    groups = _trial(model)
-    padded = padded_batches(groups, None, model.device)
-    attention = str(model.config._attn_implementation)  # transformers has no public name for it
-    with _steady(model):
-        plain = is_plain(model, padded[0])
-        reason = _obstacle(model)
+    groups = trial_groups(model)
+    before = str(model.config._attn_implementation)  # no public name
+    positions = "position_ids" in inspect.signature(model.forward).parameters
+    with steady(model):
+        plain = is_plain(model, padded_batches(groups, None, model.device)[0])
+        stretch = _stretch(model)
+        reason = obstacle(model, positions)
         for name in () if reason else packings:
             PACKINGS[name]()
             model.set_attn_implementation(name)
-            reason = _disagreement(model, groups, padded, plain)
+            try:
+                reason = disagreement(model, groups, plain)
+            finally:
+                if reason:
+                    model.set_attn_implementation(before)
             if not reason:
-                return Engine(True, name, plain)
-            model.set_attn_implementation(attention)
-    return Engine(False, attention, plain, reason)
+                return Engine(True, name, plain, stretch=stretch)
+        return Engine(False, before, plain, reason, padding_matters(model, groups, plain), stretch)
 
 
-def _obstacle(model: PreTrainedModel) -> str:
-    """Why packs are out of the question, empty where they may do."""
+def _stretch(model: PreTrainedModel) -> int | None:
+    """From how many tokens on rotary embeddings depend on the longest sequence of a batch, None where they do not."""
     config: Any = model.config.get_text_config()
-    if model.config._attn_implementation != "sdpa":  # no public name either
-        return f"its attention is {model.config._attn_implementation}"
-    if not model._can_set_attn_implementation():  # transformers has no public name for it
-        return "its attention cannot be replaced"
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - {_FULL, _SLIDING})
-    return f"it has layers of type {', '.join(other)}" if other else ""
+    rope: Any = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    layers = rope.values() if rope and all(isinstance(each, Mapping) for each in rope.values()) else [rope]
+    if not any(each.get("rope_type") in {"dynamic", "longrope"} for each in layers):
+        return None
+    originals = [each.get("original_max_position_embeddings") for each in layers]
+    known = [*originals, getattr(config, "original_max_position_embeddings", None), config.max_position_embeddings]
+    return min(int(limit) for limit in known if limit)
 
 
-def _disagreement(model: PreTrainedModel, groups: Sequence[Group], padded: Sequence[Batch], plain: bool) -> str:
-    """How packed results differ from padded ones on a trial, empty where they agree."""
-    packs, others = (packed_batches(some, None, model.device) for some in (groups, _with_another_first(groups)))
-    try:
-        found, beside = (_logps(model, batches, plain) for batches in (packs, others))
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        return f"packed attention does not work for it ({str(error).splitlines()[0][:120]})"
-    loose = model.dtype is not torch.float32
-    if not torch.allclose(found[1:], beside[1:], rtol=1e-3 if loose else 1e-5):
-        return "its layers do not keep the responses of a pack apart"
-    if not torch.allclose(found, _logps(model, padded, plain), rtol=5e-2 if loose else 1e-4, atol=1e-4):
-        return "its packed results differ from padded ones"
-    return _misread(model, packs[0])
+Numbered = tuple[list[Group], list[int]]
+"""Groups with the numbers their responses, flat over groups, have elsewhere."""
 
 
-def _misread(model: PreTrainedModel, pack: Batch) -> str:
-    """Which layers did not ask for what their configuration says; a window wider than the trial shows only there."""
-    config: Any = model.config.get_text_config()
-    asked = Counter() if pack.layout is None else pack.layout.asked
-    if asked.total() != config.num_hidden_layers:
-        return f"{asked.total()} of its {config.num_hidden_layers} layers use replaceable attention"
-    types = getattr(config, "layer_types", None)
-    everywhere = asked.total() if getattr(config, "sliding_window", None) is not None else 0
-    sliding = list(types).count(_SLIDING) if types else everywhere
-    if asked.total() - asked[None] != sliding:
-        return f"{asked.total() - asked[None]} of its layers asked for a sliding window, {sliding} have one"
-    return ""
+def _divided(groups: Sequence[Group], stretch: int | None) -> tuple[Numbered, Numbered]:
+    """Responses of at most `stretch` tokens, prompt included, and longer ones."""
+    parts: tuple[Numbered, Numbered] = ([], []), ([], [])
+    number = 0
+    for group in groups:
+        sides: tuple[list[int], list[int]] = [], []
+        for index, response in enumerate(group.responses):
+            sides[stretch is not None and len(group.prompt) + len(response) > stretch].append(index)
+        for (kept, numbers), side in zip(parts, sides, strict=True):
+            if side:
+                kept.append(Group(group.prompt, tuple(group.responses[index] for index in side)))
+                numbers += [number + index for index in side]
+        number += len(group.responses)
+    return parts
 
 
-def _with_another_first(groups: Sequence[Group]) -> list[Group]:
-    """The same groups with other ids in their first response."""
-    first = groups[0]
-    changed = (first.responses[0][::-1] // 2, *first.responses[1:])
-    return [Group(first.prompt, changed), *groups[1:]]
-
-
-def _logps(model: PreTrainedModel, batches: Sequence[Batch], plain: bool) -> Tensor:
-    """Summed log-probs [n] of a trial."""
-    values = [Head(model, batch, plain=plain) for batch in batches]
-    found = [head.token_logps(head.states, batch.targets) for head, batch in zip(values, batches, strict=True)]
-    return response_sums(batches, torch.cat(found))
-
-
-def _trial(model: PreTrainedModel) -> list[Group]:
-    """Two small groups of several responses, ids spread over the vocabulary."""
-    rng = np.random.default_rng(0)
-    vocabulary = int(model.config.get_text_config().vocab_size)
-
-    def ids(count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
-        return rng.integers(0, vocabulary, count).astype(np.int32)
-
-    return [Group(ids(p), tuple(ids(r) for r in lengths)) for p, lengths in ((4, (3, 5)), (3, (6, 2, 4)))]
-
-
-@contextmanager
-def _steady(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, gradient and autocast; modes come back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(mode=False)
-    try:
-        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+def _numbered(batches: Sequence[Batch], numbers: Sequence[int]) -> list[Batch]:
+    return [replace(batch, responses=tuple(numbers[i] for i in batch.responses)) for batch in batches]

@@ -53,7 +53,7 @@ def extrapolated_logps(
         lengths=torch.tensor([len(ids) for group in groups for ids in group.responses], device=device),
         forwarded_tokens=2 * sum(batch.ids.numel() for batch in batches),
         useful_tokens=2 * sum(batch.useful for batch in batches),
-        attention=engine.attention,
+        attention=engine.label,
     )
 
 

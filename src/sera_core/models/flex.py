@@ -12,7 +12,7 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from sera_core.models.attention import Layout
+from sera_core.models.attention import Layout, packed_attention
 
 # The name under which transformers finds the attention below.
 FLEX = "packed_flex"
@@ -40,9 +40,14 @@ def _attention(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return plain
-    mask = layout.once(kwargs.pop("sliding_window", None), _block_mask)
+    if kwargs.get("dropout"):
+        # FlexAttention has none.
+        return packed_attention(
+            module, query, key, value, attention_mask, scaling=scaling, packed_layout=layout, **kwargs
+        )
     # SDPA, with which results must agree, knows no cap on its scores.
     kwargs.pop("softcap", None)
+    mask = layout.once(kwargs.pop("sliding_window", None), _block_mask)
     return flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0], None
 
 

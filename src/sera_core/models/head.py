@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +28,27 @@ class Head:
     """
 
     def __init__(self, model: nn.Module, batch: Batch, *, plain: bool) -> None:
-        self.plain, self._model, self._ids = plain, unwrap(model), batch.ids
+        self._model, self._ids = unwrap(model), batch.ids
         seen: list[Tensor] = []
         outputs: list[tuple[nn.Module, Any]] = []
         embedding = output_embedding(self._model)
+        # An adapter or a hook may have come since the head was found plain.
+        self.plain = plain = plain and _bare(embedding)
         hooks = [
             embedding.register_forward_pre_hook(lambda _, inputs: _gather(seen, inputs, batch.places)),
             *(body.register_forward_hook(lambda *call: outputs.append((call[0], call[2]))) for body in self._bodies()),
         ]
         try:
             # Through the wrappers, which keep the ranks of a parallel run in step.
-            model(**batch.arguments(self._model))
+            model(**batch.arguments())
         finally:
             for hook in hooks:
                 hook.remove()
+        if batch.layout is not None and not batch.layout.asked:
+            raise ModelError(
+                f"{type(self._model).__name__} computed a pack as one text: its attention was switched meanwhile. "
+                "Leave it as it was loaded, or choose another with policy.attn_implementation."
+            )
         self.states: Tensor = seen[0]
         if not outputs and not plain:
             raise ModelError(f"{type(self._model).__name__} has no body apart from its head. Use another family.")
@@ -69,11 +76,10 @@ class Head:
         """Log-probabilities float32 [t] of `targets` int64 [t] after states [t, H]; backward computes logits anew."""
         if self.plain:
             embedding: Any = output_embedding(self._model)
-            weight, bias = embedding.weight, embedding.bias
-            if torch.is_autocast_enabled(states.device.type):
-                dtype = torch.get_autocast_dtype(states.device.type)
-                states, weight, bias = states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
-            found: Tensor = _LinearLogps.apply(states, weight, bias, targets)  # type: ignore[no-untyped-call]
+            device = states.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embedding.weight.dtype
+            given = (states.to(dtype), embedding.weight, embedding.bias, targets)
+            found: Tensor = _LinearLogps.apply(*given)  # type: ignore[no-untyped-call]
             return found
         size = chunk_size(int(self._model.config.get_text_config().vocab_size))
         parts = zip(torch.split(states, size), torch.split(targets, size), strict=True)
@@ -111,29 +117,37 @@ def output_embedding(model: PreTrainedModel) -> nn.Module:
 def is_plain(model: PreTrainedModel, batch: Batch) -> bool:
     """Whether the model's logits are its output embedding times the hidden state, tried on a small batch."""
     embedding = output_embedding(model)
-    hooked = "forward" in vars(embedding) or embedding._forward_hooks  # torch has no public way to ask
-    if type(embedding) is not nn.Linear or hooked:
+    if not _bare(embedding):
         return False
     seen: list[Tensor] = []
     handle = embedding.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     try:
         call: Any = model
-        own = call(**batch.arguments(model)).logits.float()
+        own = call(**batch.arguments()).logits.float()
     finally:
         handle.remove()
     expected = linear(seen[0], embedding.weight, embedding.bias).float()
     return own.shape == expected.shape and torch.equal(own, expected)
 
 
+def _bare(embedding: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a module is a matrix product and nothing else."""
+    hooked = "forward" in vars(embedding) or embedding._forward_hooks  # torch has no public way to ask
+    return type(embedding) is nn.Linear and not hooked
+
+
 class _LinearLogps(torch.autograd.Function):
-    """log softmax(x W' + b)[target] for T rows, chunk by chunk; keeps the normalisers, not the logits."""
+    """log softmax(x W' + b)[target] for T rows, chunk by chunk; keeps the normalisers, not the logits.
+
+    Matrix products run in the dtype of the states, whatever that of the weight; sums over rows are float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:  # noqa: ANN401
-        size = chunk_size(len(weight))
+        size, matrix, added = chunk_size(len(weight)), weight.to(states.dtype), _cast(bias, states.dtype)
         logps, normalisers = [], []
         for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
-            logits = linear(part, weight, bias).float()
+            logits = linear(part, matrix, added).float()
             normaliser = logits.logsumexp(1)
             logps.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
             normalisers.append(normaliser)
@@ -145,22 +159,34 @@ class _LinearLogps(torch.autograd.Function):
         states, weight, bias, targets, normalisers = ctx.saved_tensors
         wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         by_states = torch.empty_like(states) if wants_states else None
-        by_weight = torch.zeros_like(weight) if wants_weight else None
-        by_bias = torch.zeros_like(bias) if wants_bias else None
-        size = chunk_size(len(weight))
+        by_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        by_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
+        size, matrix, added = chunk_size(len(weight)), weight.to(states.dtype), _cast(bias, states.dtype)
         for start in range(0, len(states), size):
             part = slice(start, start + size)
-            slopes = linear(states[part], weight, bias).float().sub_(normalisers[part, None]).exp_()
+            slopes = linear(states[part], matrix, added).float().sub_(normalisers[part, None]).exp_()
             # d log p(target) / d logits = one-hot(target) - softmax
             slopes.mul_(-gradient[part, None]).scatter_add_(1, targets[part, None], gradient[part, None])
-            rounded = slopes.to(weight.dtype)
+            rounded = slopes.to(states.dtype)
             if by_states is not None:
-                torch.mm(rounded, weight, out=by_states[part])
+                torch.mm(rounded, matrix, out=by_states[part])
             if by_weight is not None:
-                by_weight.addmm_(rounded.T, states[part])
+                _add_product(by_weight, rounded.T, states[part])
             if by_bias is not None:
                 by_bias += slopes.sum(0)
-        return by_states, by_weight, by_bias, None
+        return by_states, _cast(by_weight, weight.dtype), _cast(by_bias, weight.dtype), None
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a float32 total."""
+    if right.dtype is total.dtype:
+        total.addmm_(left, right)
+    else:
+        total += left @ right
 
 
 def _gather(seen: list[Tensor], inputs: tuple[Tensor, ...], places: Tensor) -> tuple[Tensor, ...]:

@@ -66,7 +66,7 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
         lengths=lengths,
         forwarded_tokens=sum(batch.ids.numel() for batch in batches),
         useful_tokens=sum(batch.useful for batch in batches),
-        attention=engine.attention,
+        attention=engine.label,
     )
 
 

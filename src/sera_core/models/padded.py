@@ -49,9 +49,9 @@ def _batch(rows: list[Tensor], prompts: list[int], responses: tuple[int, ...], d
     lengths = tuple(len(row) - prompt for row, prompt in zip(rows, prompts, strict=True))
     return Batch(
         ids=ids.to(device),
-        positions=positions.expand_as(ids).to(device),
         mask=(positions < ends).long().to(device),
         layout=None,
+        positions=None,
         places=predicts.flatten().nonzero().squeeze(1).to(device),
         targets=ids[:, 1:][predicts[:, :-1]].to(device),
         responses=responses,

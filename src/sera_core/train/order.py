@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -83,13 +84,15 @@ def _best_swap(
         return None
     high, low = max(used, key=lambda s: (loads[s], -s)), min(used, key=lambda s: (loads[s], s))
     gap = loads[high] - loads[low]
-    gains = (
-        (abs(gap - 2 * (int(costs[a]) - int(costs[b]))), (high, i), (low, j))
-        for i, a in enumerate(shares[high])
-        for j, b in enumerate(shares[low])
-    )
-    left, *swap = min(gains)
-    return (swap[0], swap[1]) if left < gap else None
+    others = sorted((int(costs[item]), slot) for slot, item in enumerate(shares[low]))
+    found: tuple[float, tuple[int, int], tuple[int, int]] | None = None
+    for slot, item in enumerate(shares[high]):
+        # The swap closes the gap where the items differ by half of it.
+        place = bisect(others, (int(costs[item]) - gap // 2, -1))
+        for cost, other in others[max(place - 1, 0) : place + 1]:
+            left = (abs(gap - 2 * (int(costs[item]) - cost)), (high, slot), (low, other))
+            found = left if found is None else min(found, left)
+    return found[1:] if found is not None and found[0] < gap else None
 
 
 def _even(items: int, shares: int) -> list[int]:

@@ -23,6 +23,7 @@ from transformers import (
 
 from sera_core.errors import ConfigError, ModelError, StoreError
 from sera_core.meter import Meter
+from sera_core.models.engine import engine_of
 from sera_core.models.load import quiet, save_policy
 from sera_core.models.logps import default_budget
 from sera_core.protocols import Progress, Stateful
@@ -187,7 +188,10 @@ def _start(request: TrainRequest, arguments: TrainingArguments) -> tuple[PreTrai
         set_seed(arguments.seed)
         model = wrap_lora(model, request.lora)
     check_trainable(model)
-    return model, _Start(dtype, sample, cast_to_master(model))
+    dtypes = cast_to_master(model)
+    # Found before the trainer wraps the model: under its autocast a trial would compare rounding.
+    engine_of(model)
+    return model, _Start(dtype, sample, dtypes)
 
 
 def _trainer(

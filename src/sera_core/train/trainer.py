@@ -206,7 +206,10 @@ class PairTrainer(Trainer):
             else Extras()
             for batch in self._live
         ]
-        self._reported |= self._scope.measure(self._measurer, self.args, self._moment(), live_reference=self._unmoved())
+        with self.accelerator.autocast():
+            self._reported |= self._scope.measure(
+                self._measurer, self.args, self._moment(), live_reference=self._unmoved()
+            )
         self._fixed = [None] * len(self._live)
         if needs_whole_batch(self._algebra) and not self._alone():
             with torch.no_grad():
@@ -246,7 +249,9 @@ class PairTrainer(Trainer):
     def _explained(self, inputs: PairInputs, measure: Callable[[PairInputs], Result]) -> Result:
         """What `measure` gives; its errors say where training stands and which pairs are meant."""
         try:
-            return measure(inputs)
+            # The forward pass enters autocast by itself, the output embedding's part after it does not.
+            with self.accelerator.autocast():
+                return measure(inputs)
         except ModelError as error:
             names = ", ".join(map(repr, inputs.ids[:8]))
             advice = " Or lower training.learning_rate." if self.state.global_step else ""
