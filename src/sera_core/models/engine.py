@@ -19,7 +19,7 @@ from sera_core.models.flex import FLEX, register_flex
 from sera_core.models.head import is_plain
 from sera_core.models.packed import packed_batches
 from sera_core.models.padded import padded_batches
-from sera_core.models.trial import disagreement, obstacle, padding_matters, steady, trial_groups
+from sera_core.models.trial import NOT_FINITE, disagreement, obstacle, padding_matters, steady, trial_groups
 
 _LOG = logging.getLogger(__name__)
 # Where the engine of a model is remembered on the model itself.
@@ -73,7 +73,8 @@ def engine_of(model: nn.Module) -> Engine:
         # Where somebody has switched the attention since, what they chose counts.
         known = _find(inner, [FLEX, PACKED] if inner.device.type == "cuda" else [PACKED])
         vars(inner)[_KEPT] = known
-        if known.reason:
+        # Of weights that are nan, the error that follows says more.
+        if known.reason and known.reason != NOT_FINITE:
             _LOG.warning("%s is scored in padded batches: %s.", type(inner).__name__, known.reason)
     return known
 

@@ -17,6 +17,7 @@ from sera_core.models.head import Head
 from sera_core.models.packed import packed_batches
 from sera_core.models.padded import padded_batches
 
+NOT_FINITE = "its log-probabilities are not finite"
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
@@ -59,6 +60,8 @@ def disagreement(model: PreTrainedModel, groups: Sequence[Group], plain: bool) -
     except Exception as error:  # noqa: BLE001  # a family's own code may raise anything; then it is not for packs
         told = str(error).splitlines() or [type(error).__name__]
         return f"packed attention does not work for it ({told[0][:120]})"
+    if not bool(torch.isfinite(found).all()):
+        return NOT_FINITE
     if not torch.allclose(found[1:], beside[1:], rtol=1e-5 if model.dtype is torch.float32 else 1e-3):
         return "its layers do not keep the responses of a pack apart"
     padded, alone = (trial_logps(model, padded_batches(groups, budget, model.device), plain) for budget in (None, 1))
