@@ -20,9 +20,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from equal_kl import gaps_over_line, shown, win_and_kl
 
-from sera_core.ablation_table import Estimate, estimate, metric, shown
+from sera_core.ablation_table import Estimate, estimate, metric
 
 Runs = dict[str, dict[str, dict[int, Mapping[str, Any]]]]
 
@@ -112,7 +112,7 @@ def claims_table(runs: Runs) -> list[str]:
             if matched(runs):
                 gaps = at_equal_kl(arms, ours)
                 found = estimate(gaps) if len(gaps) > 1 else None
-                cells += ["-" if found is None else shown(found, 3, sign="+"), str(len(gaps))]
+                cells += [shown(found, 3, sign="+"), str(len(gaps))]
                 cells += ["not compared" if found is None else verdict(found)]
             lines.append(row([claim, noise, *cells]))
     return lines
@@ -125,17 +125,9 @@ def matched(runs: Runs) -> bool:
 
 def at_equal_kl(arms: Mapping[str, dict[int, Mapping[str, Any]]], arm: str) -> list[float]:
     """Differences of win rates to DPO at the arm's KL, for the seeds where DPO's steps span it."""
-    gaps = []
-    for seed in sorted(arms[arm]):
-        kl, win = (value(arms[arm][seed], name) for name in ("kl_to_initial", "win_rate_vs_initial"))
-        line = sorted(
-            (max(value(arms[base][seed], "kl_to_initial"), 0.0) ** 0.5, value(arms[base][seed], "win_rate_vs_initial"))
-            for base in FRONTIER
-        )
-        x, y = zip(*line, strict=True)
-        if x[0] <= max(kl, 0.0) ** 0.5 <= x[-1]:
-            gaps.append(win - float(np.interp(max(kl, 0.0) ** 0.5, x, y)))
-    return gaps
+    seeds = sorted(arms[arm])
+    lines = {seed: [win_and_kl(arms[base][seed]) for base in FRONTIER] for seed in seeds}
+    return [gap for seed in seeds for gap in gaps_over_line([win_and_kl(arms[arm][seed])], lines[seed])]
 
 
 def difference(arms: Mapping[str, dict[int, Mapping[str, Any]]], ours: str, theirs: str, name: str) -> Estimate:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from equal_kl import gaps_over_line, shown, win_and_kl
 
 from sera_core.ablation_table import Estimate, estimate, metric
 
@@ -44,36 +45,19 @@ def load(path: Path) -> dict[Cell, dict[str, dict[str, dict[int, Any]]]]:
     return found
 
 
-def win_and_kl(result: Any) -> tuple[float, float]:  # noqa: ANN401
-    """Win rate against the initial policy, and KL to it in nats."""
-    win, kl = metric(result["report"], "win_rate_vs_initial"), metric(result["report"], "kl_to_initial")
-    assert win is not None
-    assert kl is not None
-    return win, kl
-
-
 def at_equal_kl(
     arm: dict[str, dict[int, Any]], base: dict[str, dict[int, Any]], *, from_initial: bool
 ) -> tuple[Estimate | None, int]:
     """Mean difference of win rates at equal KL over seeds, and how many of the arm's points could be compared."""
     gaps, compared = [], 0
+    initial = [(0.5, 0.0)] if from_initial else []
     for seed in next(iter(arm.values())):
-        line = sorted((np.sqrt(max(kl, 0)), win) for win, kl in (win_and_kl(runs[seed]) for runs in base.values()))
-        x, y = zip(*([(0.0, 0.5)] if from_initial else []), *line, strict=True)
-        points = [(np.sqrt(max(kl, 0)), win) for win, kl in (win_and_kl(runs[seed]) for runs in arm.values())]
-        inside = [win - float(np.interp(at, x, y)) for at, win in points if x[0] <= at <= x[-1]]
+        line = [*initial, *(win_and_kl(runs[seed]["report"]) for runs in base.values())]
+        inside = gaps_over_line([win_and_kl(runs[seed]["report"]) for runs in arm.values()], line)
         compared += len(inside)
         if inside:
             gaps.append(float(np.mean(inside)))
     return (estimate(gaps) if gaps else None), compared
-
-
-def shown(value: Estimate | None, digits: int = 3, sign: str = "") -> str:
-    """``mean [low, high]``."""
-    if value is None:
-        return "-"
-    text = f"{value.mean:{sign}.{digits}f}"
-    return text if value.low is None else f"{text} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
 
 
 def verdict(value: Estimate | None) -> str:
@@ -89,12 +73,12 @@ def default_table(cells: dict[Cell, Any]) -> list[str]:
     for cell, arms in cells.items():
         for arm, steps in arms.items():
             runs = steps["default"]
-            pairs = {seed: win_and_kl(run) for seed, run in runs.items()}
+            pairs = {seed: win_and_kl(run["report"]) for seed, run in runs.items()}
             base = BASELINES.get(arm)
             gap = None
             if base is not None:
                 theirs = arms[base]["default"]
-                gap = estimate([pairs[seed][0] - win_and_kl(theirs[seed])[0] for seed in pairs])
+                gap = estimate([pairs[seed][0] - win_and_kl(theirs[seed]["report"])[0] for seed in pairs])
             gold = [metric(run["report"], "gold_reward") for run in runs.values()]
             lines.append(
                 f"| {_named(cell)} | `{arm}` | {shown(estimate([win for win, _ in pairs.values()]))} | "

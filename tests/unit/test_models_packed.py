@@ -408,7 +408,7 @@ def test_flex_attention_leaves_dropout_to_the_other_kernel():
     shapes = (Shape(9, (4, 8)),)
     tensors = torch.randn(3, 1, 2, 21, 4, generator=torch.manual_seed(0))
     found = []
-    for function in (flex._attention, attention.packed_attention):
+    for function in (flex.flex_attention, attention.packed_attention):
         torch.manual_seed(3)
         found.append(function(torch.nn.Module(), *tensors, None, packed_layout=Layout(shapes, CPU), dropout=0.5)[0])
     torch.testing.assert_close(*found)

@@ -10,9 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 # The name under which transformers finds the attention below.
 PACKED = "packed_sdpa"
@@ -69,12 +67,6 @@ class Layout:
         return found
 
 
-def register() -> None:
-    """Let transformers know the attention of packs. Calls without a layout are its own SDPA attention."""
-    AttentionInterface.register(PACKED, packed_attention)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
-
-
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -85,7 +77,10 @@ def packed_attention(
     scaling: float | None = None,
     **kwargs: Any,  # noqa: ANN401  # transformers' interface
 ) -> tuple[Tensor, None]:
-    """Attention of query [b, heads, L, d] as transformers asks for it: output [b, L, heads, d]."""
+    """Attention of query [b, heads, L, d] as transformers asks for it: output [b, L, heads, d].
+
+    Calls without a layout are its own SDPA attention.
+    """
     layout: Layout | None = kwargs.pop("packed_layout", None)
     if layout is None:
         given: tuple[Tensor, None] = sdpa_attention_forward(

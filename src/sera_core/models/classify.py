@@ -27,6 +27,7 @@ from sera_core.errors import ModelError, suggest
 from sera_core.models.engine import own_attention
 from sera_core.models.load import DTYPES, default_device, quiet
 from sera_core.models.logps import default_budget
+from sera_core.models.padded import cut
 from sera_core.records import Floats, Ids, Message, Response
 
 
@@ -142,14 +143,8 @@ def rewards(model: PreTrainedModel, rows: Sequence[Row], *, token_budget: int | 
     budget = token_budget or default_budget(model.device)
     own_pad = model.config.get_text_config().pad_token_id
     found = np.full(len(rows), np.nan)
-    batch: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: (-len(rows[i].ids), i)):
-        if batch and (len(batch) + 1) * len(rows[batch[0]].ids) > budget:
-            found[batch] = _forward(model, [rows[j] for j in batch], own_pad)
-            batch = []
-        batch.append(i)
-    if batch:
-        found[batch] = _forward(model, [rows[j] for j in batch], own_pad)
+    for batch in cut([len(row.ids) for row in rows], budget):
+        found[batch] = _forward(model, [rows[i] for i in batch], own_pad)
     if not np.isfinite(found).all():
         raise ModelError(
             f"The reward model {model.name_or_path} gave {int((~np.isfinite(found)).sum())} rewards that are not "

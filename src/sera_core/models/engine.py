@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
 
 from sera_core.errors import ModelError
-from sera_core.models.attention import PACKED, register
+from sera_core.models.attention import PACKED, packed_attention
 from sera_core.models.batches import Batch, Group, unwrap
-from sera_core.models.flex import FLEX, register_flex
+from sera_core.models.flex import FLEX, flex_attention
 from sera_core.models.head import is_plain
 from sera_core.models.packed import packed_batches
 from sera_core.models.padded import padded_batches
@@ -24,8 +25,8 @@ from sera_core.models.trial import NOT_FINITE, disagreement, obstacle, padding_m
 _LOG = logging.getLogger(__name__)
 # Where the engine of a model is remembered on the model itself.
 _KEPT = "_sera_engine"
-# Attention for packs, with what makes it known to transformers.
-PACKINGS: Mapping[str, Callable[[], None]] = {PACKED: register, FLEX: register_flex}
+# Attention for packs, by the name that transformers gets to know it by.
+PACKINGS: Mapping[str, Callable[..., Any]] = {PACKED: packed_attention, FLEX: flex_attention}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,11 @@ class Engine:
 
     def batches(self, groups: Sequence[Group], token_budget: int | None, device: torch.device) -> list[Batch]:
         """Batches of at most `token_budget` tokens that hold all responses of `groups`."""
+        make, budget = packed_batches if self.packed else padded_batches, 1 if self.alone else token_budget
+        if self.stretch is None:
+            return make(groups, budget, device)
         short, long = _divided(groups, self.stretch)
-        make = packed_batches if self.packed else padded_batches
-        found = _numbered(make(short[0], 1 if self.alone else token_budget, device), short[1])
+        found = _numbered(make(short[0], budget, device), short[1])
         # From short to long: transformers' dynamic embeddings stay as the longest sequence so far has left them.
         return found + _numbered(padded_batches(long[0], 1, device), long[1])[::-1]
 
@@ -112,15 +115,13 @@ def _find(model: PreTrainedModel, packings: Sequence[str]) -> Engine:
         stretch = _stretch(model)
         reason = obstacle(model, positions)
         for name in () if reason else packings:
-            PACKINGS[name]()
+            AttentionInterface.register(name, PACKINGS[name])
+            AttentionMaskInterface.register(name, sdpa_mask)
             model.set_attn_implementation(name)
-            try:
-                reason = disagreement(model, groups, plain)
-            finally:
-                if reason:
-                    model.set_attn_implementation(before)
+            reason = disagreement(model, groups, plain)
             if not reason:
                 return Engine(True, name, plain, stretch=stretch)
+            model.set_attn_implementation(before)
         return Engine(False, before, plain, reason, padding_matters(model, groups, plain), stretch)
 
 
@@ -140,14 +141,14 @@ Numbered = tuple[list[Group], list[int]]
 """Groups with the numbers their responses, flat over groups, have elsewhere."""
 
 
-def _divided(groups: Sequence[Group], stretch: int | None) -> tuple[Numbered, Numbered]:
+def _divided(groups: Sequence[Group], stretch: int) -> tuple[Numbered, Numbered]:
     """Responses of at most `stretch` tokens, prompt included, and longer ones."""
     parts: tuple[Numbered, Numbered] = ([], []), ([], [])
     number = 0
     for group in groups:
         sides: tuple[list[int], list[int]] = [], []
         for index, response in enumerate(group.responses):
-            sides[stretch is not None and len(group.prompt) + len(response) > stretch].append(index)
+            sides[len(group.prompt) + len(response) > stretch].append(index)
         for (kept, numbers), side in zip(parts, sides, strict=True):
             if side:
                 kept.append(Group(group.prompt, tuple(group.responses[index] for index in side)))

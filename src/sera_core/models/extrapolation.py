@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sera_core.errors import ModelError
 from sera_core.models.batches import Batch, Group, check_groups, response_sums, unwrap
 from sera_core.models.engine import engine_of
-from sera_core.models.head import Head, chunk_size
+from sera_core.models.head import Head, chunk_size, target_logps
 from sera_core.models.logps import GroupLogps, check_sums
 
 
@@ -80,5 +80,5 @@ def _batch(
                 "exist. Use a reference with the policy's vocabulary."
             )
         mixed = logits.mul_(1 + strength).sub_(far, alpha=strength)  # Kim et al. 2024, Eq. 11
-        found.append(mixed.gather(1, targets[:, None]).squeeze(1) - mixed.logsumexp(1))
+        found.append(target_logps(mixed, targets))
     return torch.cat(found)

@@ -7,10 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.flex_attention import flex_attention_forward
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from sera_core.models.attention import Layout, packed_attention
 
@@ -18,13 +15,7 @@ from sera_core.models.attention import Layout, packed_attention
 FLEX = "packed_flex"
 
 
-def register_flex() -> None:
-    """Let transformers know the attention of packs. Calls without a layout are its own SDPA attention."""
-    AttentionInterface.register(FLEX, _attention)
-    AttentionMaskInterface.register(FLEX, sdpa_mask)
-
-
-def _attention(
+def flex_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -35,13 +26,8 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention of query [1, heads, L, d] as transformers asks for it: output [1, L, heads, d]."""
     layout: Layout | None = kwargs.pop("packed_layout", None)
-    if layout is None:
-        plain: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-        return plain
-    if kwargs.get("dropout"):
-        # FlexAttention has none.
+    if layout is None or kwargs.get("dropout"):
+        # FlexAttention has no dropout.
         return packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, packed_layout=layout, **kwargs
         )

@@ -88,8 +88,12 @@ class Head:
         return torch.cat([checkpoint(self._logps, *part, use_reentrant=False) for part in parts])
 
     def _logps(self, states: Tensor, targets: Tensor) -> Tensor:
-        logits = self.logits(states)
-        return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
+        return target_logps(self.logits(states), targets)
+
+
+def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log softmax(logits)[target], float32 [t], of logits float32 [t, V]."""
+    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(1)
 
 
 def chunk_size(vocabulary: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -48,8 +48,8 @@ def obstacle(model: PreTrainedModel, positions: bool) -> str:
 
 def padding_matters(model: PreTrainedModel, groups: Sequence[Group], plain: bool) -> bool:
     """Whether a response gets other log-probs beside longer ones than alone."""
-    together, alone = (trial_logps(model, padded_batches(groups, budget, model.device), plain) for budget in (None, 1))
-    return not _close(model, together, alone, torch.zeros_like(alone))
+    together, alone = (_padded_logps(model, groups, plain, budget) for budget in (None, 1))
+    return not _close(model, together, alone, lambda: torch.zeros_like(alone))
 
 
 def disagreement(model: PreTrainedModel, groups: Sequence[Group], plain: bool) -> str:
@@ -64,8 +64,8 @@ def disagreement(model: PreTrainedModel, groups: Sequence[Group], plain: bool) -
         return NOT_FINITE
     if not torch.allclose(found[1:], beside[1:], rtol=1e-5 if model.dtype is torch.float32 else 1e-3):
         return "its layers do not keep the responses of a pack apart"
-    padded, alone = (trial_logps(model, padded_batches(groups, budget, model.device), plain) for budget in (None, 1))
-    if not _close(model, found, alone, padded - alone):
+    alone = _padded_logps(model, groups, plain, 1)
+    if not _close(model, found, alone, lambda: _padded_logps(model, groups, plain, None) - alone):
         return "its packed results differ from those of single responses"
     return _misread(model, packs[0])
 
@@ -75,6 +75,10 @@ def trial_logps(model: PreTrainedModel, batches: Sequence[Batch], plain: bool) -
     heads = [Head(model, batch, plain=plain) for batch in batches]
     found = [head.token_logps(head.states, batch.targets) for head, batch in zip(heads, batches, strict=True)]
     return response_sums(batches, torch.cat(found))
+
+
+def _padded_logps(model: PreTrainedModel, groups: Sequence[Group], plain: bool, token_budget: int | None) -> Tensor:
+    return trial_logps(model, padded_batches(groups, token_budget, model.device), plain)
 
 
 @contextmanager
@@ -90,11 +94,11 @@ def steady(model: PreTrainedModel) -> Iterator[None]:
             module.training = training
 
 
-def _close(model: PreTrainedModel, found: Tensor, expected: Tensor, noise: Tensor) -> bool:
+def _close(model: PreTrainedModel, found: Tensor, expected: Tensor, noise: Callable[[], Tensor]) -> bool:
     """Equal up to rounding; in half precision up to a few times the `noise` that other batches make, or 1 %."""
     if model.dtype is torch.float32:
         return torch.allclose(found, expected, rtol=1e-4, atol=1e-4)
-    allowed = torch.maximum(4 * noise.abs().max(), 0.01 * expected.abs())
+    allowed = torch.maximum(4 * noise().abs().max(), 0.01 * expected.abs())
     return bool(((found - expected).abs() <= allowed).all())
 
 
