@@ -1,9 +1,13 @@
-"""Log-probs of responses per second: a plain padded transformers loop, and Sera's packs.
+"""Log-probs of responses per second: plain padded transformers loops, and Sera's packs.
 
-Both score the same responses to the same prompts with SmolLM2-135M, without gradient. The plain loop takes the
-responses as they come, `--batch` at a time, pads them on the right, and reads log softmax of all logits, as most
-scripts do; `sorted` is the same loop over responses sorted by length. Sums are compared before any time is printed; the
-ways take turns, and every turn takes other responses.
+All score the same responses to the same prompts with SmolLM2-135M, without gradient. The plain loops take the responses
+as they come, `--batch` at a time, pad them on the right, and read log softmax of all logits, as most scripts do. Sums
+are compared before any time is printed; the ways take turns, and every turn takes other responses.
+
+    padded    rows as long as `--max-length`, as tokenizers do with padding="max_length"
+    longest   rows as long as the longest of their batch
+    sorted    the same, over responses sorted by length
+    sera      packs
 
     python benchmarks/scoring.py [--data FOLDER] [--prompts 24] [--repeats 3] [--batch 8] [--max-length 512] [--json]
     python benchmarks/scoring.py --data alpaca_scored/scored --pairing best_vs_rest      all responses of a prompt
@@ -60,7 +64,8 @@ def main() -> None:
     if len(turns) <= options.repeats:
         raise SystemExit(f"{options.data} has {len(groups)} prompts; ask for fewer repeats or prompts.")
     ways: dict[str, Callable[[Sequence[Group]], Tensor]] = {
-        "plain": lambda found: padded(plain, rows(found), options.batch),
+        "padded": lambda found: padded(plain, rows(found), options.batch, least=options.max_length),
+        "longest": lambda found: padded(plain, rows(found), options.batch),
         "sorted": lambda found: padded(plain, rows(found), options.batch, by_length=True),
         "sera": lambda found: group_logps(own, found, token_budget=options.budget or default_budget(own.device)).sums,
     }
@@ -87,13 +92,16 @@ def rows(groups: Sequence[Group]) -> list[Row]:
     ]
 
 
-def padded(model: PreTrainedModel, found: Sequence[Row], size: int, *, by_length: bool = False) -> Tensor:
-    """Sums of the plain loop."""
+def padded(
+    model: PreTrainedModel, found: Sequence[Row], size: int, *, least: int = 0, by_length: bool = False
+) -> Tensor:
+    """Sums of a plain loop; rows have at least `least` tokens."""
     order = sorted(range(len(found)), key=lambda i: len(found[i][0])) if by_length else list(range(len(found)))
     sums = torch.zeros(len(found))
     for start in range(0, len(order), size):
         part = order[start : start + size]
         ids = torch.nn.utils.rnn.pad_sequence([found[i][0] for i in part], batch_first=True).to(model.device)
+        ids = torch.nn.functional.pad(ids, (0, max(least - ids.shape[1], 0)))
         ends = torch.tensor([len(found[i][0]) for i in part], device=ids.device)
         mask = torch.arange(ids.shape[1], device=ids.device) < ends[:, None]
         call: Any = model
@@ -115,31 +123,33 @@ def turn(ways: dict[str, Any], groups: Sequence[Group], number: int) -> dict[str
         began = time.perf_counter()
         sums[name] = ways[name](groups).cpu()
         seconds[name] = time.perf_counter() - began
-    half = sums["plain"].dtype is not torch.float32
+    half = sums["longest"].dtype is not torch.float32
     for name, found in sums.items():
-        torch.testing.assert_close(found, sums["plain"], rtol=1e-2 if half else 1e-4, atol=1e-3, msg=name)
+        torch.testing.assert_close(found, sums["longest"], rtol=1e-2 if half else 1e-4, atol=1e-3, msg=name)
     return seconds
 
 
 def report(measured: Sequence[dict[str, float]], turns: Sequence[Sequence[Group]], options: argparse.Namespace) -> None:
-    """Useful tokens per second (prompt and response of every response), and ratios to the plain loop."""
+    """Useful tokens per second (prompt and response of every response), and how much longer than packs each takes."""
     apart = [sum(len(row) for row, _ in rows(groups)) for groups in turns]
     shared = [sum(len(g.prompt) + sum(map(len, g.responses)) for g in groups) for groups in turns]
+    padded_tokens = sum(len(rows(groups)) for groups in turns) * options.max_length
     found = {}
     for way in measured[0]:
         speeds = [tokens / seconds[way] for tokens, seconds in zip(apart, measured, strict=True)]
-        ratios = [seconds["plain"] / seconds[way] for seconds in measured]
+        ratios = [seconds[way] / seconds["sera"] for seconds in measured]
         found[way] = {"tokens_per_second": statistics.median(speeds), "ratio": statistics.median(ratios)}
         found[way] |= {"low": min(ratios), "high": max(ratios)}
     if options.json:
-        print(json.dumps({"unpadded": sum(apart), "shared": sum(shared), "ways": found, "seconds": measured}, indent=1))
+        tokens = {"padded": padded_tokens, "unpadded": sum(apart), "shared": sum(shared)}
+        print(json.dumps({"tokens": tokens, "ways": found, "seconds": measured}, indent=1))
         return
     responses = sum(len(rows(groups)) for groups in turns)
-    print(f"{options.data.name}: {options.repeats} turns of {options.prompts} prompts, {responses} responses; ", end="")
-    print(f"tokens unpadded {sum(apart)}, prompts once {sum(shared)}; sums agree")
+    print(f"{options.data.name}: {options.repeats} turns of {options.prompts} prompts, {responses} responses; tokens ")
+    print(f"padded {padded_tokens}, unpadded {sum(apart)}, prompts once {sum(shared)}; sums agree")
     for way, value in found.items():
         spread = f"{value['ratio']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]"
-        print(f"{way:8} {value['tokens_per_second']:8.0f} tokens/s  {spread}")
+        print(f"{way:8} {value['tokens_per_second']:8.0f} tokens/s  time over sera's {spread}")
 
 
 if __name__ == "__main__":

@@ -167,9 +167,9 @@ def test_budget_bounds_the_forward_passes_and_counts_tokens(llama):
         result = group_logps(llama, groups(), token_budget=24)
         whole = group_logps(llama, groups())
     handle.remove()
-    # Groups of 18, 5 and 21 tokens: the prompts once each.
-    assert shapes == [(1, 21), (1, 23), (1, 44)]
-    assert result.forwarded_tokens == result.useful_tokens == whole.forwarded_tokens == 44
+    # Groups of 15, 4 and 19 tokens: the prompts once each, the last token of each response never.
+    assert shapes == [(1, 19), (1, 19), (1, 38)]
+    assert result.forwarded_tokens == result.useful_tokens == whole.forwarded_tokens == 38
 
 
 def test_only_response_positions_reach_the_head(llama, monkeypatch):

@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Tokens of a prompt and of each response to it."""
+    """Tokens of a prompt and of each response to it, as far as they are in a pack; a response has at least one."""
 
     prompt: int
     responses: tuple[int, ...]
@@ -111,7 +111,7 @@ class _Alone:
 
     def __init__(self, shape: Shape, window: int | None, device: torch.device) -> None:
         self.tokens, self._prompt = shape.tokens, shape.prompt
-        first, others = shape.responses[0], shape.responses[1:]
+        first, *others = shape.responses or (0,)
         self._tails = _tails(others)
         self._sizes = [shape.prompt + first, *(sum(tail) for tail in self._tails)]
         inside = window is None or shape.prompt + first <= window

@@ -59,7 +59,7 @@ class Engine:
         short, long = _divided(groups, self.stretch)
         found = _numbered(make(short[0], budget, device), short[1])
         # From short to long: transformers' dynamic embeddings stay as the longest sequence so far has left them.
-        return found + _numbered(padded_batches(long[0], 1, device), long[1])[::-1]
+        return found + _numbered(padded_batches(long[0], 1, device, whole=True), long[1])[::-1]
 
 
 def engine_of(model: nn.Module) -> Engine:

@@ -16,8 +16,12 @@ from transformers import PreTrainedModel
 from sera_core.errors import ModelError
 from sera_core.models.batches import Batch, unwrap
 
-# Token logits that exist at once, positions times vocabulary.
+# Token logits that exist at once where all of a position's are needed together.
 _ELEMENTS = 2**24
+# Where some words of the vocabulary will do, fewer on a CPU, whose cache should hold them.
+_BLOCK, _CPU_BLOCK = 2**25, 2**21
+# Positions of a block at most, and the number whose multiple its words are: others make slow matrix products.
+_ROWS, _WORDS = 4096, 512
 
 
 class Head:
@@ -141,48 +145,71 @@ def _bare(embedding: nn.Module) -> TypeGuard[nn.Linear]:
 
 
 class _LinearLogps(torch.autograd.Function):
-    """log softmax(x W' + b)[target] for T rows, chunk by chunk; keeps the normalisers, not the logits.
+    """log softmax(x W' + b)[target] for T rows, block by block; keeps the normalisers, not the logits.
 
-    Matrix products run in the dtype of the states, whatever that of the weight; sums over rows are float32.
+    A block is some rows by some words of the vocabulary, small enough for a processor's cache. Matrix products run in
+    the dtype of the states, whatever that of the weight; sums over rows are float32.
     """
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:  # noqa: ANN401
-        size, matrix, added = chunk_size(len(weight)), weight.to(states.dtype), _cast(bias, states.dtype)
-        logps, normalisers = [], []
-        for part, wanted in zip(torch.split(states, size), torch.split(targets, size), strict=True):
-            logits = linear(part, matrix, added).float()
-            normaliser = logits.logsumexp(1)
-            logps.append(logits.gather(1, wanted[:, None]).squeeze(1) - normaliser)
-            normalisers.append(normaliser)
-        ctx.save_for_backward(states, weight, bias, targets, torch.cat(normalisers))
-        return torch.cat(logps)
+        logps = torch.empty(len(states), device=states.device)
+        normalisers = torch.full_like(logps, -torch.inf)
+        for rows, words in _blocks(len(states), len(weight), states.device):
+            logits = _logits(states[rows], weight[words], bias, words)
+            torch.logaddexp(normalisers[rows], logits.logsumexp(1), out=normalisers[rows])
+            row, word = _inside(targets[rows], words)
+            logps[rows][row] = logits[row, word]
+        ctx.save_for_backward(states, weight, bias, targets, normalisers)
+        return logps.sub_(normalisers)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # noqa: ANN401
         states, weight, bias, targets, normalisers = ctx.saved_tensors
-        wants_states, wants_weight, wants_bias = ctx.needs_input_grad[:3]
-        by_states = torch.empty_like(states) if wants_states else None
-        by_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        by_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
-        size, matrix, added = chunk_size(len(weight)), weight.to(states.dtype), _cast(bias, states.dtype)
-        for start in range(0, len(states), size):
-            part = slice(start, start + size)
-            slopes = linear(states[part], matrix, added).float().sub_(normalisers[part, None]).exp_()
+        wanted = (states, weight, bias)
+        sums = [
+            torch.zeros_like(tensor, dtype=torch.float32) if wants else None
+            for tensor, wants in zip(wanted, ctx.needs_input_grad, strict=False)
+        ]
+        by_states, by_weight, by_bias = sums
+        for rows, words in _blocks(len(states), len(weight), states.device):
+            slopes = _logits(states[rows], weight[words], bias, words).sub_(normalisers[rows, None]).exp_()
             # d log p(target) / d logits = one-hot(target) - softmax
-            slopes.mul_(-gradient[part, None]).scatter_add_(1, targets[part, None], gradient[part, None])
+            slopes.mul_(-gradient[rows, None])
+            row, word = _inside(targets[rows], words)
+            slopes[row, word] += gradient[rows][row]
             rounded = slopes.to(states.dtype)
             if by_states is not None:
-                torch.mm(rounded, matrix, out=by_states[part])
+                _add_product(by_states[rows], rounded, weight[words].to(states.dtype))
             if by_weight is not None:
-                _add_product(by_weight, rounded.T, states[part])
+                _add_product(by_weight[words], rounded.T, states[rows])
             if by_bias is not None:
-                by_bias += slopes.sum(0)
-        return by_states, _cast(by_weight, weight.dtype), _cast(by_bias, weight.dtype), None
+                by_bias[words] += slopes.sum(0)
+        found = [None if total is None else total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)]
+        return found[0], found[1], found[2], None
 
 
-def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if tensor is None else tensor.to(dtype)
+def _blocks(rows: int, words: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    """Rows and words of the vocabulary whose logits exist at once; all words of some rows, then of the next."""
+    tall = min(rows, _ROWS)
+    size = _CPU_BLOCK if device.type == "cpu" else _BLOCK
+    wide = max(size // max(tall, 1) // _WORDS, 1) * _WORDS
+    for top in range(0, rows, _ROWS):
+        for left in range(0, words, wide):
+            yield slice(top, min(top + _ROWS, rows)), slice(left, min(left + wide, words))
+
+
+def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:
+    """Float32 logits [t, v] of a block; `weight` [v, H] is the block's part, `bias` [V] is whole."""
+    dtype = states.dtype
+    return linear(states, weight.to(dtype), None if bias is None else bias[words].to(dtype)).float()
+
+
+def _inside(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """Rows whose target is among the words of a block, and the target's column in it."""
+    columns = targets - words.start
+    rows = ((columns >= 0) & (targets < words.stop)).nonzero().squeeze(1)
+    return rows, columns[rows]
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

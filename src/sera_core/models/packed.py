@@ -1,4 +1,7 @@
-"""Groups as packs without padding: a prompt once, then its responses, which see the prompt and themselves only."""
+"""Groups as packs without padding: a prompt once, then its responses, which see the prompt and themselves only.
+
+The last token of a response predicts nothing, so it is no part of its pack.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class _Part:
 
     @property
     def tokens(self) -> int:
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + sum(len(response) - 1 for response in self.responses)
 
 
 def packed_batches(groups: Sequence[Group], token_budget: int | None, device: torch.device) -> list[Batch]:
@@ -68,45 +71,44 @@ def _parts(part: _Part, token_budget: int | None) -> list[_Part]:
     cuts: list[list[int]] = []
     room = 0
     for index, response in enumerate(part.responses):
-        if not cuts or len(response) > room:
+        if not cuts or len(response) - 1 > room:
             cuts.append([])
             room = token_budget - len(part.prompt)
         cuts[-1].append(index)
-        room -= len(response)
+        room -= len(response) - 1
     return [
         _Part(part.prompt, tuple(part.responses[i] for i in cut), tuple(part.numbers[i] for i in cut)) for cut in cuts
     ]
 
 
 def _pack(parts: Sequence[_Part], device: torch.device) -> Batch:
-    shapes = [Shape(len(part.prompt), tuple(map(len, part.responses))) for part in parts]
-    starts = [0]
-    for part in parts:
-        starts.append(starts[-1] + part.tokens)
-    places = [_places(shape, start) for shape, start in zip(shapes, starts, strict=False)]
-    ids = ids_tensor(ids for part in parts for ids in (part.prompt, *part.responses))
+    lengths = [tuple(map(len, part.responses)) for part in parts]
+    shapes = [
+        Shape(len(part.prompt), tuple(length - 1 for length in each if length > 1))
+        for part, each in zip(parts, lengths, strict=True)
+    ]
+    places, start = [], 0
+    for part, each in zip(parts, lengths, strict=True):
+        places.append(_places(start + len(part.prompt), each))
+        start += part.tokens
+    ids = ids_tensor(ids for part in parts for ids in (part.prompt, *(response[:-1] for response in part.responses)))
     return Batch(
         ids=ids[None].to(device),
-        positions=torch.cat([_positions(shape) for shape in shapes])[None].to(device),
+        positions=torch.cat([shape.owners()[1] for shape in shapes])[None].to(device),
         mask=None,
         layout=Layout(tuple(shapes), device),
         places=torch.cat(places).to(device),
         targets=ids_tensor(ids for part in parts for ids in part.responses).to(device),
         responses=tuple(number for part in parts for number in part.numbers),
-        lengths=tuple(length for shape in shapes for length in shape.responses),
+        lengths=tuple(length for each in lengths for length in each),
         useful=len(ids),
     )
 
 
-def _positions(shape: Shape) -> Tensor:
-    """Positions within the dialogue: every response starts where the prompt ends."""
-    return torch.cat([torch.arange(shape.prompt), *(torch.arange(n) + shape.prompt for n in shape.responses)])
-
-
-def _places(shape: Shape, start: int) -> Tensor:
-    """Where a group that starts at `start` predicts its response tokens: the prompt's last token gives each first."""
-    found, at = [], start + shape.prompt
-    for length in shape.responses:
-        found.append(torch.cat([torch.tensor([start + shape.prompt - 1]), torch.arange(at, at + length - 1)]))
-        at += length
+def _places(end: int, lengths: Sequence[int]) -> Tensor:
+    """Where responses are predicted whose prompt ends before `end`: its last token gives the first token of each."""
+    found, at = [], end
+    for length in lengths:
+        found.append(torch.cat([torch.tensor([end - 1]), torch.arange(at, at + length - 1)]))
+        at += length - 1
     return torch.cat(found)
