@@ -168,7 +168,7 @@ class _LinearLogps(torch.autograd.Function):
         states, weight, bias, targets, normalisers = ctx.saved_tensors
         wanted = (states, weight, bias)
         sums = [
-            torch.zeros_like(tensor, dtype=torch.float32) if wants else None
+            torch.empty_like(tensor, dtype=torch.float32) if wants else None
             for tensor, wants in zip(wanted, ctx.needs_input_grad, strict=False)
         ]
         by_states, by_weight, by_bias = sums
@@ -180,11 +180,11 @@ class _LinearLogps(torch.autograd.Function):
             slopes[row, word] += gradient[rows][row]
             rounded = slopes.to(states.dtype)
             if by_states is not None:
-                _add_product(by_states[rows], rounded, weight[words].to(states.dtype))
+                _add(by_states[rows], words.start > 0, rounded, weight[words].to(states.dtype))
             if by_weight is not None:
-                _add_product(by_weight[words], rounded.T, states[rows])
+                _add(by_weight[words], rows.start > 0, rounded.T, states[rows])
             if by_bias is not None:
-                by_bias[words] += slopes.sum(0)
+                _add(by_bias[words, None], rows.start > 0, slopes.T, torch.ones_like(slopes[:, :1]))
         found = [None if total is None else total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)]
         return found[0], found[1], found[2], None
 
@@ -194,7 +194,7 @@ def _blocks(rows: int, words: int, device: torch.device) -> Iterator[tuple[slice
     tall = min(rows, _ROWS)
     size = _CPU_BLOCK if device.type == "cpu" else _BLOCK
     wide = max(size // max(tall, 1) // _WORDS, 1) * _WORDS
-    for top in range(0, rows, _ROWS):
+    for top in range(0, max(rows, 1), _ROWS):
         for left in range(0, words, wide):
             yield slice(top, min(top + _ROWS, rows)), slice(left, min(left + wide, words))
 
@@ -212,9 +212,11 @@ def _inside(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
     return rows, columns[rows]
 
 
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to a float32 total."""
-    if right.dtype is total.dtype:
+def _add(total: Tensor, begun: bool, left: Tensor, right: Tensor) -> None:
+    """Add left @ right to a float32 total, whose memory holds anything as long as it has not `begun`."""
+    if not begun:
+        total.copy_(left @ right)
+    elif right.dtype is total.dtype:
         total.addmm_(left, right)
     else:
         total += left @ right
