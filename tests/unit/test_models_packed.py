@@ -51,6 +51,12 @@ def long_groups(seed=0):
     return single.groups(seed, ((150, (30, 1, 80)), (20, (130, 140)), (3, (4, 5)), (90, (60, 60, 60, 60, 90, 200))))
 
 
+def opened(items, count, seed=9):
+    """The same groups, all prompts after one beginning of `count` tokens."""
+    opening = np.random.default_rng(seed).integers(0, single.VOCAB, count).astype(np.int32)
+    return [Group(np.concatenate((opening, group.prompt)), group.responses) for group in items]
+
+
 @pytest.mark.parametrize("family", single.FAMILIES)
 def test_families(family):
     found = engine_of(single.build(family))
@@ -60,9 +66,10 @@ def test_families(family):
     assert bool(found.reason) == (not found.packed)
 
 
+@pytest.mark.parametrize("opening", [0, 25])
 @pytest.mark.parametrize("family", PACKED)
-def test_long_groups_equal_one_sequence_at_a_time(family):
-    model, items = single.build(family), long_groups()
+def test_long_groups_equal_one_sequence_at_a_time(family, opening):
+    model, items = single.build(family), opened(long_groups(), opening)
     with torch.no_grad():
         expected = single.naive(model, items)
         for budget in (None, 300, 900):
@@ -71,9 +78,10 @@ def test_long_groups_equal_one_sequence_at_a_time(family):
         torch.testing.assert_close(padded_sums(model, items), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("opening", [0, 25])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_gradients_of_long_groups_equal_one_sequence_at_a_time(family):
-    model, items = single.build(family), long_groups(1)
+def test_gradients_of_long_groups_equal_one_sequence_at_a_time(family, opening):
+    model, items = single.build(family), opened(long_groups(1), opening)
     _, ours = trained(model, items, 500)
     model.zero_grad()
     sums = single.naive(model, items)
@@ -90,10 +98,16 @@ def models():
 SIZES = st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 50), min_size=1, max_size=5)), max_size=6)
 
 
-@settings(max_examples=60, deadline=None)
-@given(sizes=SIZES, seed=st.integers(0, 9), budget=st.sampled_from([None, 1, 40, 150]), family=st.integers(0, 2))
-def test_any_groups_equal_one_sequence_at_a_time(models, sizes, seed, budget, family):
-    model, items = list(models.values())[family], single.groups(seed, sizes)
+@settings(max_examples=80, deadline=None)
+@given(
+    sizes=SIZES,
+    seed=st.integers(0, 9),
+    budget=st.sampled_from([None, 1, 40, 150]),
+    family=st.integers(0, 2),
+    opening=st.sampled_from([0, 3, 8, 20]),
+)
+def test_any_groups_equal_one_sequence_at_a_time(models, sizes, seed, budget, family, opening):
+    model, items = list(models.values())[family], opened(single.groups(seed, sizes), opening)
     with torch.no_grad():
         found = group_logps(model, items, token_budget=budget)
         expected = single.naive(model, items) if items else torch.zeros(0)
@@ -111,18 +125,41 @@ def test_groups_of_one_prompt_share_it():
     assert found.forwarded_tokens == 20 + 4 + 6 + 4 + 4 + 6
 
 
+def test_prompts_that_begin_alike_share_the_beginning():
+    ids = [np.arange(start, start + 9, dtype=np.int32) for start in (0, 10, 20, 30)]
+    opening, first, second, response = ids
+    # The second prompt has nothing after what both begin with but one token; the pack's own prompt goes on differently.
+    items = [Group(np.concatenate((opening, first)), (response,)), Group(np.append(opening, 50)[:9], (response,))]
+    pack = packed_batches(items, None, CPU)[0]
+    assert pack.layout.opening == 8  # one token of each prompt stays its own
+    assert pack.ids[0].tolist() == [*range(8), 8, *first, *response[:-1], 8, *response[:-1]]
+    assert pack.positions[0].tolist() == [*range(26), 8, *range(9, 17)]
+    # Fewer tokens in common than are worth it, or another beginning: nothing is shared.
+    for other in (opening[:7], second):
+        items[1] = Group(np.concatenate((other, np.array([50], dtype=np.int32))), (response,))
+        pack = packed_batches(items, None, CPU)[0]
+        assert pack.layout.opening == 0
+        assert pack.ids.numel() == sum(len(group.prompt) + 8 for group in items)
+
+
+def test_the_budget_counts_a_shared_beginning_once():
+    items = opened(single.groups(0, ((4, (3,)), (4, (3,)), (4, (3,)))), 20)
+    # 26 tokens for one, 6 more for each of the others.
+    assert [pack.ids.numel() for pack in packed_batches(items, 32, CPU)] == [32, 26]
+    assert [pack.ids.numel() for pack in packed_batches(items, 38, CPU)] == [38]
+
+
+@pytest.mark.parametrize("opening", [0, 9])
 @pytest.mark.parametrize("budget", [None, 1, 24, 60])
-def test_packs_hold_every_response_once_within_the_budget(budget):
-    items = single.groups(3, ((3, (5, 1, 9)), (1, (4,)), (12, (2, 7, 30, 1)), (30, (1,))))
+def test_packs_hold_every_response_once_within_the_budget(budget, opening):
+    items = opened(single.groups(3, ((3, (5, 1, 9)), (1, (4,)), (12, (2, 7, 30, 1)), (30, (1,)))), opening)
     packs = packed_batches(items, budget, CPU)
     assert sorted(number for pack in packs for number in pack.responses) == list(range(9))
     for pack in packs:
         alone = len(pack.responses) == 1
         assert budget is None or pack.ids.numel() <= budget or alone
         assert (
-            pack.useful
-            == pack.ids.numel()
-            == pack.layout.shapes[0].tokens + sum(shape.tokens for shape in pack.layout.shapes[1:])
+            pack.useful == pack.ids.numel() == pack.layout.opening + sum(shape.tokens for shape in pack.layout.shapes)
         )
         # Every target is predicted where the one before it stands, the first of a response by the prompt.
         read = pack.ids[0][pack.places].tolist()
@@ -150,18 +187,34 @@ def test_mask_of_a_group_by_hand():
     ]
 
 
+def whole_mask(layout, window):
+    """What every token of a pack sees, spelled out."""
+    opening, blocks = layout.opening, [group_mask(Shape(layout.opening, ()), window)]
+    wholes = [Shape(opening + shape.prompt, shape.responses) for shape in layout.shapes]
+    blocks += [group_mask(whole, window, opening) for whole in wholes]
+    found = torch.zeros(sum(map(len, blocks)), sum(map(len, blocks)), dtype=torch.bool)
+    at = 0
+    for block in blocks:
+        found[at : at + len(block), :opening] = block[:, :opening]
+        found[at : at + len(block), at : at + len(block)] |= block[:, -len(block) :]
+        at += len(block)
+    return found
+
+
+@pytest.mark.parametrize("opening", [0, 11])
 @pytest.mark.parametrize("window", [None, 5, 40])
-def test_calls_of_every_size_equal_one_masked_call(window, monkeypatch):
-    shapes = (Shape(9, (4, 8)), Shape(8, (6, 7)), Shape(1, (1,)), Shape(40, (30, 10, 50, 2)))
-    tensors = torch.randn(3, 1, 2, sum(shape.tokens for shape in shapes), 4, generator=torch.manual_seed(0))
-    whole = torch.block_diag(*(group_mask(shape, window).float() for shape in shapes)).bool()
+def test_calls_of_every_size_equal_one_masked_call(window, opening, monkeypatch):
+    shapes = (Shape(9, (4, 8)), Shape(8, (6, 7)), Shape(1, ()), Shape(40, (30, 10, 50, 2)))
+    layout = Layout(shapes, CPU, opening)
+    whole = whole_mask(layout, window)
+    tensors = torch.randn(3, 1, 2, len(whole), 4, generator=torch.manual_seed(0))
     expected = torch.nn.functional.scaled_dot_product_attention(*tensors, whole).transpose(1, 2)
     for short, tails in ((0, 1), (0, 60), (30, 15), (1000, 1)):
         monkeypatch.setattr(attention, "_SHORT", short)
         monkeypatch.setattr(attention, "_TAILS", tails)
         module = torch.nn.Module()
         found, _ = attention.packed_attention(
-            module, *tensors, None, packed_layout=Layout(shapes, CPU), sliding_window=window
+            module, *tensors, None, packed_layout=Layout(shapes, CPU, opening), sliding_window=window
         )
         torch.testing.assert_close(found, expected)
 
@@ -307,7 +360,7 @@ def test_the_user_may_insist_on_packs_or_on_padding():
 @pytest.mark.parametrize("family", ["llama", "mistral"])
 def test_flex_attention_equals_one_sequence_at_a_time(family):
     """On a CPU it can be compiled without gradient only."""
-    model, items = single.build(family), long_groups(4)
+    model, items = single.build(family), opened(long_groups(4), 25)
     engine.choose_attention(model, "packed_flex")
     assert engine_of(model).attention == "packed_flex"
     with torch.no_grad():
@@ -320,7 +373,7 @@ def test_flex_attention_equals_one_sequence_at_a_time(family):
 @pytest.mark.parametrize("attention_name", ["packed_flex", "packed_sdpa"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
 def test_packs_on_a_gpu_equal_padded_batches(family, attention_name):
-    items = long_groups(5)
+    items = opened(long_groups(5), 25)
     results = []
     for name in (attention_name, "sdpa"):
         model = single.build(family).cuda()

@@ -49,12 +49,14 @@ class Shape:
 class Layout:
     """Which token of a pack sees which: groups one after another, each a prompt followed by its responses.
 
-    A layer with a sliding window sees the last `window` positions of the dialogue, its own included. `asked` counts
-    how many layers asked for which window.
+    The first `opening` tokens of the pack open all its prompts, whose shapes count only what follows. A layer with a
+    sliding window sees the last `window` positions of the dialogue, its own included. `asked` counts how many layers
+    asked for which window.
     """
 
     shapes: tuple[Shape, ...]
     device: torch.device
+    opening: int = 0
     asked: Counter[int | None] = field(default_factory=Counter)
     _known: dict[tuple[int | None, Callable[..., Any]], Any] = field(default_factory=dict)
 
@@ -91,47 +93,54 @@ def packed_attention(
     key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     calls = layout.once(kwargs.get("sliding_window"), _calls)
     sizes = [call.tokens for call in calls]
-    # One split for all calls: slices would each give a gradient as large as the pack.
-    parts = zip(calls, *(torch.split(tensor, sizes, 2) for tensor in (query, key, value)), strict=True)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return scaled_dot_product_attention(
             query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
         ).transpose(1, 2)
 
-    return torch.cat([call(attend, *tensors) for call, *tensors in parts], dim=1), None
+    # One split for all calls: slices would each give a gradient as large as the pack.
+    queries, keys, values = (torch.split(tensor, sizes, 2) for tensor in (query, key, value))
+    found = []
+    for number, call in enumerate(calls):
+        opening = (keys[0], values[0]) if layout.opening and number else None
+        found.append(call(attend, queries[number], keys[number], values[number], opening))
+    return torch.cat(found, dim=1), None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries [b, h, m, d] to keys [b, h, n, d] under a bool mask, None for causal: [b, m, h, d]."""
+Before = tuple[Tensor, Tensor] | None
+"""Keys and values [1, h, o, d] of tokens that stand before a group's own."""
 
 
 class _Alone:
-    """One group: its prompt with the first response causally, then the other responses, some at a time."""
+    """One group: its prompt with the first response, then the other responses, some at a time."""
 
-    def __init__(self, shape: Shape, window: int | None, device: torch.device) -> None:
-        self.tokens, self._prompt = shape.tokens, shape.prompt
+    def __init__(self, shape: Shape, window: int | None, device: torch.device, opening: int) -> None:
+        self.tokens, self._prompt = shape.tokens, opening + shape.prompt
         first, *others = shape.responses or (0,)
-        self._tails = _tails(others)
-        self._sizes = [shape.prompt + first, *(sum(tail) for tail in self._tails)]
-        inside = window is None or shape.prompt + first <= window
-        self._head = None if inside else group_mask(Shape(shape.prompt, (first,)), window).to(device)
-        self._masks = [group_mask(Shape(shape.prompt, tail), window)[shape.prompt :].to(device) for tail in self._tails]
+        tails = _tails(others)
+        self._sizes = [shape.prompt + first, *(sum(tail) for tail in tails)]
+        # Without a mask it is causal.
+        causal = not opening and (window is None or self._prompt + first <= window)
+        self._head = None if causal else group_mask(Shape(self._prompt, (first,)), window, opening).to(device)
+        self._masks = [group_mask(Shape(self._prompt, tail), window, self._prompt).to(device) for tail in tails]
 
-    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Before) -> Tensor:
         queries, keys, values = (torch.split(tensor, self._sizes, 2) for tensor in (query, key, value))
-        found = [attend(queries[0], keys[0], values[0], self._head)]
+        first_keys, first_values = _after(opening, keys[0], values[0])
+        found = [attend(queries[0], first_keys, first_values, self._head)]
+        prompt = (first_keys.narrow(2, 0, self._prompt), first_values.narrow(2, 0, self._prompt))
         for mask, q, k, v in zip(self._masks, queries[1:], keys[1:], values[1:], strict=True):
-            own_keys = torch.cat([keys[0].narrow(2, 0, self._prompt), k], dim=2)
-            own_values = torch.cat([values[0].narrow(2, 0, self._prompt), v], dim=2)
-            found.append(attend(q, own_keys, own_values, mask))
+            found.append(attend(q, *_after(prompt, k, v), mask))
         return torch.cat(found, dim=1)
 
 
 class _Together:
     """Several short groups in one call, each padded to the longest."""
 
-    def __init__(self, shapes: Sequence[Shape], window: int | None, device: torch.device) -> None:
+    def __init__(self, shapes: Sequence[Shape], window: int | None, device: torch.device, opening: int) -> None:
         self.tokens = sum(shape.tokens for shape in shapes)
         longest = max(shape.tokens for shape in shapes)
         lengths = torch.tensor([shape.tokens for shape in shapes])
@@ -143,15 +152,16 @@ class _Together:
         self._keep = taken.flatten().nonzero().squeeze(1).to(device)
         self._full = bool(taken.all())
         self._rows = len(shapes)
-        mask = torch.zeros(len(shapes), longest, longest, dtype=torch.bool)
+        mask = torch.zeros(len(shapes), longest, opening + longest, dtype=torch.bool)
         mask[:, :, 0] = True
         for row, shape in enumerate(shapes):
-            mask[row, : shape.tokens, : shape.tokens] = group_mask(shape, window)
+            whole = Shape(opening + shape.prompt, shape.responses)
+            mask[row, : shape.tokens, : whole.tokens] = group_mask(whole, window, opening)
         self._mask = mask[:, None].to(device)
 
-    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        found = attend(self._rowed(query), self._rowed(key), self._rowed(value), self._mask)
-        flat = found.flatten(0, 1)
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Before) -> Tensor:
+        seen = _after(opening, self._rowed(key), self._rowed(value))
+        flat = attend(self._rowed(query), *seen, self._mask).flatten(0, 1)
         return (flat if self._full else flat[self._keep])[None]
 
     def _rowed(self, tensor: Tensor) -> Tensor:
@@ -162,15 +172,28 @@ class _Together:
         return tokens.reshape(self._rows, -1, *tokens.shape[1:]).transpose(1, 2)
 
 
+def _after(before: Before, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [b, h, n, d] with what stands before them."""
+    if before is None:
+        return key, value
+    keys, values = (
+        torch.cat([far.expand(len(near), -1, -1, -1), near], dim=2)
+        for far, near in zip(before, (key, value), strict=True)
+    )
+    return keys, values
+
+
 _Call = _Alone | _Together
 
 
 def _calls(layout: Layout, window: int | None) -> tuple[_Call, ...]:
-    """The attention calls of a layer, over consecutive parts of the pack."""
-    return tuple(
-        _Together(run, window, layout.device) if _short(run[0]) else _Alone(run[0], window, layout.device)
-        for run in _runs(layout.shapes)
-    )
+    """The attention calls of a layer, over consecutive parts of the pack; what opens all prompts is the first."""
+    given = (window, layout.device)
+    calls: list[_Call] = [_Alone(Shape(layout.opening, ()), *given, 0)] if layout.opening else []
+    for run in _runs(layout.shapes):
+        short = _short(run[0])
+        calls.append(_Together(run, *given, layout.opening) if short else _Alone(run[0], *given, layout.opening))
+    return tuple(calls)
 
 
 def group_mask(shape: Shape, window: int | None, start: int = 0) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.integrations.flex_attention import flex_attention_forward
 
-from sera_core.models.attention import Layout, packed_attention
+from sera_core.models.attention import Layout, Shape, packed_attention
 
 # The name under which transformers finds the attention below.
 FLEX = "packed_flex"
@@ -44,8 +44,8 @@ def _block_mask(layout: Layout, window: int | None) -> BlockMask:
 
     def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         distance = position[query] - position[key]
-        own = (owner[key] == 0) | (owner[key] == owner[query])
-        inside = (group[query] == group[key]) & own & (distance >= 0)
+        own = (group[query] == group[key]) & ((owner[key] == 0) | (owner[key] == owner[query]))
+        inside = (own | (group[key] < 0)) & (distance >= 0)
         return inside if window is None else inside & (distance < window)
 
     # Compiled it never holds tokens x tokens; a CPU is for tests only.
@@ -55,5 +55,12 @@ def _block_mask(layout: Layout, window: int | None) -> BlockMask:
 
 
 def _tokens(layout: Layout) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per group the number of its group, owner (0 for the prompt) and position of every token."""
-    return [(torch.full((shape.tokens,), number), *shape.owners()) for number, shape in enumerate(layout.shapes)]
+    """Per group the number of its group, owner (0 for the prompt) and position of every token.
+
+    What opens all prompts is group -1.
+    """
+    found = [(torch.full((layout.opening,), -1), *Shape(layout.opening, ()).owners())]
+    for number, shape in enumerate(layout.shapes):
+        owner, position = shape.owners()
+        found.append((torch.full((shape.tokens,), number), owner, position + layout.opening))
+    return found

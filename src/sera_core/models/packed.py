@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sera_core.models.attention import Layout, Shape
 from sera_core.models.batches import Batch, Group, ids_tensor
 from sera_core.records import Ids
+
+# Prompts that begin alike, by a template or a system message, share at least so many tokens, or none: sharing costs a
+# copy of their keys and values per group.
+WORTH_SHARING = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,19 +37,54 @@ class _Part:
 def packed_batches(groups: Sequence[Group], token_budget: int | None, device: torch.device) -> list[Batch]:
     """Packs of at most `token_budget` tokens; one pack where it is None.
 
-    Groups of one prompt are joined. Longest first, so that a pack too big for the memory fails at once. Responses to a
-    prompt stay in one pack as long as they fit; one response that is longer than the budget with its prompt goes alone.
+    Groups of one prompt are joined, and what opens all prompts of a pack is there once. Longest first, so that a pack
+    too big for the memory fails at once. Responses to a prompt stay in one pack as long as they fit; one response that
+    is longer than the budget with its prompt goes alone.
     """
-    packs: list[list[_Part]] = []
-    room = 0
+    packs: list[_Pack] = []
     parts = [part for group in _joined(groups) for part in _parts(group, token_budget)]
     for part in sorted(parts, key=lambda part: (-part.tokens, part.numbers[0])):
-        if not packs or (token_budget is not None and part.tokens > room):
-            packs.append([])
-            room = token_budget or 0
-        packs[-1].append(part)
-        room -= part.tokens
-    return [_pack(pack, device) for pack in packs]
+        if not packs or not packs[-1].add(part, token_budget):
+            packs.append(_Pack([part], len(part.prompt) - 1))
+    return [_batch(pack, device) for pack in packs]
+
+
+@dataclass(slots=True)
+class _Pack:
+    """Parts whose prompts begin with the same `alike` tokens, and all have more."""
+
+    parts: list[_Part]
+    alike: int
+
+    def add(self, part: _Part, token_budget: int | None) -> bool:
+        """Whether another part fits; it is added then."""
+        alike = min(self.alike, _alike(self.parts[0].prompt, part.prompt))
+        parts = [*self.parts, part]
+        if token_budget is not None and _tokens(parts, alike) > token_budget:
+            return False
+        self.parts, self.alike = parts, alike
+        return True
+
+    @property
+    def opening(self) -> int:
+        """Tokens that open all prompts and are there once."""
+        return _opening(len(self.parts), self.alike)
+
+
+def _opening(parts: int, alike: int) -> int:
+    return alike if parts > 1 and alike >= WORTH_SHARING else 0
+
+
+def _tokens(parts: Sequence[_Part], alike: int) -> int:
+    """Tokens of a pack."""
+    return sum(part.tokens for part in parts) - (len(parts) - 1) * _opening(len(parts), alike)
+
+
+def _alike(first: Ids, second: Ids) -> int:
+    """With how many tokens both begin; less than either has, so that each keeps one of its own."""
+    shorter = min(len(first), len(second)) - 1
+    different = first[:shorter] != second[:shorter]
+    return int(np.argmax(different)) if different.any() else shorter
 
 
 def _joined(groups: Sequence[Group]) -> list[_Part]:
@@ -81,22 +121,25 @@ def _parts(part: _Part, token_budget: int | None) -> list[_Part]:
     ]
 
 
-def _pack(parts: Sequence[_Part], device: torch.device) -> Batch:
+def _batch(pack: _Pack, device: torch.device) -> Batch:
+    opening, parts = pack.opening, pack.parts
     lengths = [tuple(map(len, part.responses)) for part in parts]
-    shapes = [
-        Shape(len(part.prompt), tuple(length - 1 for length in each if length > 1))
+    shapes = tuple(
+        Shape(len(part.prompt) - opening, tuple(length - 1 for length in each if length > 1))
         for part, each in zip(parts, lengths, strict=True)
-    ]
-    places, start = [], 0
-    for part, each in zip(parts, lengths, strict=True):
-        places.append(_places(start + len(part.prompt), each))
-        start += part.tokens
-    ids = ids_tensor(ids for part in parts for ids in (part.prompt, *(response[:-1] for response in part.responses)))
+    )
+    places, end = [], opening
+    for shape, each in zip(shapes, lengths, strict=True):
+        places.append(_places(end + shape.prompt, each))
+        end += shape.tokens
+    rows = [(part.prompt[opening:], *(response[:-1] for response in part.responses)) for part in parts]
+    ids = ids_tensor([parts[0].prompt[:opening], *(ids for row in rows for ids in row)])
+    positions = [torch.arange(opening), *(shape.owners()[1] + opening for shape in shapes)]
     return Batch(
         ids=ids[None].to(device),
-        positions=torch.cat([shape.owners()[1] for shape in shapes])[None].to(device),
+        positions=torch.cat(positions)[None].to(device),
         mask=None,
-        layout=Layout(tuple(shapes), device),
+        layout=Layout(shapes, device, opening),
         places=torch.cat(places).to(device),
         targets=ids_tensor(ids for part in parts for ids in part.responses).to(device),
         responses=tuple(number for part in parts for number in part.numbers),

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sera_core.models.batches import Batch, Group, response_sums
 from sera_core.models.head import Head
-from sera_core.models.packed import packed_batches
+from sera_core.models.packed import WORTH_SHARING, packed_batches
 from sera_core.models.padded import padded_batches
 
 NOT_FINITE = "its log-probabilities are not finite"
@@ -22,14 +22,18 @@ _FULL, _SLIDING = "full_attention", "sliding_attention"
 
 
 def trial_groups(model: PreTrainedModel) -> list[Group]:
-    """Two small groups of several responses, ids spread over the vocabulary."""
+    """Two small groups of several responses whose prompts begin alike, ids spread over the vocabulary."""
     rng = np.random.default_rng(0)
     vocabulary = int(model.config.get_text_config().vocab_size)
 
     def ids(count: int) -> np.ndarray[Any, np.dtype[np.int32]]:
         return rng.integers(0, vocabulary, count).astype(np.int32)
 
-    return [Group(ids(p), tuple(ids(r) for r in lengths)) for p, lengths in ((4, (3, 5)), (3, (6, 2, 4)))]
+    opening = ids(WORTH_SHARING)
+    return [
+        Group(np.concatenate([opening, ids(p)]), tuple(ids(r) for r in lengths))
+        for p, lengths in ((4, (3, 5)), (3, (6, 2, 4)))
+    ]
 
 
 def obstacle(model: PreTrainedModel, positions: bool) -> str:
