@@ -113,7 +113,7 @@ def compare_time(options: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if number:
-            rows.append({"tokens": token_counts(batch), "ways": found})
+            rows.append({"tokens": token_counts(batch, budget(options)), "ways": found})
             if not options.json:
                 print_step(number, rows[-1])
     report(rows, ways, options)
@@ -134,6 +134,11 @@ def loaded(options: argparse.Namespace) -> tuple[PreTrainedModel, PreTrainedToke
     return model, tokenizer
 
 
+def budget(options: argparse.Namespace) -> int:
+    """Tokens per forward pass of sera."""
+    return int(options.budget or default_budget(torch.device(options.device)))
+
+
 def references(model: PreTrainedModel, batch: list[Pair]) -> tuple[Tensor, Tensor]:
     """Log-probs of both sides under the starting weights, as the store would give them."""
     groups = [Group(pair.prompt.ids, (pair.chosen.ids, pair.rejected.ids)) for pair in batch]
@@ -148,7 +153,7 @@ def sera_step(
     """Loss of one micro-batch through the training room's own parts."""
     dataset = PairDataset(Pairs(tuple(batch)), (reference[0].numpy(), reference[1].numpy()))
     inputs: PairInputs = collate([dataset[Draw(i, True)] for i in range(len(batch))]).to(model.device)
-    measurer = Measurer(model, options.budget or default_budget(model.device), 0.0, None)
+    measurer = Measurer(model, budget(options), 0.0, None)
     half = way == "sera-defaults"
 
     def step() -> Tensor:
@@ -278,7 +283,10 @@ def report(rows: list[dict[str, Any]], ways: list[str], options: argparse.Namesp
         print(json.dumps({"tokens": tokens, "ways": found, "steps": rows}, indent=1))
         return
     print(f"\n{options.data.name}: {options.steps} steps of {options.pairs} pairs; tokens padded {tokens['padded']}, ")
-    print(f"unpadded {tokens['unpadded']}, prompts once {tokens['shared']}; losses and gradient norms agree")
+    print(
+        f"unpadded {tokens['unpadded']}, prompts once {tokens['shared']}, in sera's packs {tokens['packed']}; ", end=""
+    )
+    print("losses and gradient norms agree")
     for way, value in found.items():
         spread = f"{value['ratio']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]"
         print(f"{way:16} {value['seconds']:8.2f} s  {spread:24} last loss {value['loss']:.6f}")
@@ -319,7 +327,7 @@ def peak_memory(options: argparse.Namespace, way: str) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     if options.device == "cuda":
         peak = torch.cuda.max_memory_allocated() / 2**30
-    return {"peak_gib": peak, "tokens": max(token_counts(part)["padded"] for part in batch[:2])}
+    return {"peak_gib": peak, "padded_tokens": max(token_counts(part, budget(options))["padded"] for part in batch[:2])}
 
 
 def compare_memory(options: argparse.Namespace) -> None:

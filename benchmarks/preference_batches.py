@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from sera_core.data.preferences import Preferences
 from sera_core.data.tokens import TokenLimits, tokenize_pairs
+from sera_core.models.batches import Group
+from sera_core.models.packed import packed_batches
 from sera_core.records import Pair
 
 DATA = Path(os.environ.get("SERA_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -46,11 +49,16 @@ def batches(pairs: tuple[Pair, ...], size: int, count: int, seed: int = 0) -> li
     return [[pairs[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
-def token_counts(batch: list[Pair]) -> dict[str, int]:
-    """Tokens of a batch padded to its longest sequence, without padding, and with every prompt once."""
+def token_counts(batch: list[Pair], budget: int) -> dict[str, int]:
+    """Tokens of a batch padded to its longest sequence, without padding, with every prompt once, and in Sera's packs.
+
+    Packs leave out the last token of each response, and hold what opens their prompts once.
+    """
+    groups = [Group(pair.prompt.ids, (pair.chosen.ids, pair.rejected.ids)) for pair in batch]
+    packed = sum(pack.ids.numel() for pack in packed_batches(groups, budget, torch.device("cpu")))
     apart = [len(pair.prompt.ids) + len(side.ids) for pair in batch for side in (pair.chosen, pair.rejected)]
     shared = sum(len(pair.prompt.ids) + len(pair.chosen.ids) + len(pair.rejected.ids) for pair in batch)
-    return {"padded": len(apart) * max(apart), "unpadded": sum(apart), "shared": shared}
+    return {"padded": len(apart) * max(apart), "unpadded": sum(apart), "shared": shared, "packed": packed}
 
 
 def _tokens(pair: Pair) -> tuple[int, int]:

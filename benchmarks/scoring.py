@@ -31,9 +31,11 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from sera_core.models.load import load_policy, resolve_model
 from sera_core.models.logps import Group, default_budget, group_logps
+from sera_core.models.packed import packed_batches
 from sera_core.records import Pair
 from sera_core.workspace import default_cache
 
+CPU = torch.device("cpu")
 Row = tuple[Tensor, int]
 
 
@@ -133,6 +135,10 @@ def report(measured: Sequence[dict[str, float]], turns: Sequence[Sequence[Group]
     """Useful tokens per second (prompt and response of every response), and how much longer than packs each takes."""
     apart = [sum(len(row) for row, _ in rows(groups)) for groups in turns]
     shared = [sum(len(g.prompt) + sum(map(len, g.responses)) for g in groups) for groups in turns]
+    packs = (
+        packed_batches(groups, options.budget or default_budget(torch.device(options.device)), CPU) for groups in turns
+    )
+    packed = sum(pack.ids.numel() for turn_packs in packs for pack in turn_packs)
     padded_tokens = sum(len(rows(groups)) for groups in turns) * options.max_length
     found = {}
     for way in measured[0]:
@@ -141,12 +147,12 @@ def report(measured: Sequence[dict[str, float]], turns: Sequence[Sequence[Group]
         found[way] = {"tokens_per_second": statistics.median(speeds), "ratio": statistics.median(ratios)}
         found[way] |= {"low": min(ratios), "high": max(ratios)}
     if options.json:
-        tokens = {"padded": padded_tokens, "unpadded": sum(apart), "shared": sum(shared)}
+        tokens = {"padded": padded_tokens, "unpadded": sum(apart), "shared": sum(shared), "packed": packed}
         print(json.dumps({"tokens": tokens, "ways": found, "seconds": measured}, indent=1))
         return
     responses = sum(len(rows(groups)) for groups in turns)
     print(f"{options.data.name}: {options.repeats} turns of {options.prompts} prompts, {responses} responses; tokens ")
-    print(f"padded {padded_tokens}, unpadded {sum(apart)}, prompts once {sum(shared)}; sums agree")
+    print(f"padded {padded_tokens}, unpadded {sum(apart)}, prompts once {sum(shared)}, in packs {packed}; sums agree")
     for way, value in found.items():
         spread = f"{value['ratio']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]"
         print(f"{way:8} {value['tokens_per_second']:8.0f} tokens/s  time over sera's {spread}")
