@@ -187,7 +187,7 @@ class ScoringConfig(Section):
     """How log-probs are computed."""
 
     token_budget: int | None = Field(
-        default=None, ge=1, description="Tokens per forward, padding included; null: 1024 on a CPU, 16384 on a GPU."
+        default=None, ge=1, description="Tokens per forward, padding included; null: 2048 on a CPU, 16384 on a GPU."
     )
 
 

@@ -15,7 +15,7 @@ from sera_core.models.head import Head
 
 __all__ = ["Group", "GroupLogps", "default_budget", "group_logps"]
 
-_CPU_TOKENS, _GPU_TOKENS = 1024, 16384
+_CPU_TOKENS, _GPU_TOKENS = 2048, 16384
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
 
 
 def default_budget(device: torch.device) -> int:
-    """Padded tokens per forward where the user names none: on a CPU padding costs more than a larger batch gains."""
+    """Tokens per forward, padding included, where the user names none: enough to keep the device busy."""
     return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
 
 
