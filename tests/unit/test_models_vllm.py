@@ -112,7 +112,8 @@ def test_one_request_per_sample(folder, fake):
     ("options", "gpu", "expected"),
     [
         ({}, False, {"kv_cache_memory_bytes": 4 * 2**30, "enforce_eager": True, "gpu_memory_utilization": 0.85}),
-        ({}, True, {"kv_cache_memory_bytes": None, "enforce_eager": False}),
+        ({}, True, {"kv_cache_memory_bytes": None, "enforce_eager": False, "enable_chunked_prefill": None}),
+        ({}, False, {"enable_chunked_prefill": False}),
         ({"kv_cache_gib": 0.5, "enforce_eager": True}, True, {"kv_cache_memory_bytes": 2**29, "enforce_eager": True}),
         ({"gpu_memory_utilization": 0.3, "enforce_eager": False}, False, {"enforce_eager": False}),
     ],

@@ -65,6 +65,15 @@ def state():
     }
 
 
+def test_more_prompts_than_fit_one_step(folder):
+    """vLLM cuts the last prompt of a full step in two by default, and dies of it on a CPU where samples have seeds."""
+    rng = np.random.default_rng(1)
+    texts = [rng.integers(6, VOCAB, 60).astype(np.int32) for _ in range(100)]
+    prompts = tuple(Prompt(f"long{i}", ids, TextPrompt(f"long{i}", "x")) for i, ids in enumerate(texts))
+    found = SMALL.generate(folder, prompts, replace(SAMPLING, samples=1, max_new_tokens=3), CONTEXT)
+    assert len(sampled(found)) == 100
+
+
 def test_shape_and_provenance(drawn, prompts):
     assert drawn[0].prompts == prompts
     for prompt, group in zip(prompts, drawn[0].responses, strict=True):

@@ -24,7 +24,7 @@ Made = TypeVar("Made")
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Tokens of a prompt and of each response to it, as far as they are in a pack; a response has at least one."""
+    """Tokens of a prompt, or of what follows its opening, and of each response to it, as far as a pack holds them."""
 
     prompt: int
     responses: tuple[int, ...]
@@ -35,7 +35,7 @@ class Shape:
         return self.prompt + sum(self.responses)
 
     def owners(self) -> tuple[Tensor, Tensor]:
-        """Owner int64 [n] of every token, 0 for the prompt and k for response k, and its position in the dialogue.
+        """Owner int64 [n] of every token, 0 for the prompt and k for response k, and its position after the opening.
 
         Positions of every response start where the prompt ends.
         """
@@ -103,37 +103,40 @@ def packed_attention(
     queries, keys, values = (torch.split(tensor, sizes, 2) for tensor in (query, key, value))
     found = []
     for number, call in enumerate(calls):
-        opening = (keys[0], values[0]) if layout.opening and number else None
+        opening = (queries[0], keys[0], values[0]) if layout.opening and number else None
         found.append(call(attend, queries[number], keys[number], values[number], opening))
     return torch.cat(found, dim=1), None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 """Attention of queries [b, h, m, d] to keys [b, h, n, d] under a bool mask, None for causal: [b, m, h, d]."""
-Before = tuple[Tensor, Tensor] | None
-"""Keys and values [1, h, o, d] of tokens that stand before a group's own."""
+Opening = tuple[Tensor, Tensor, Tensor] | None
+"""Queries, keys and values [1, h, o, d] of the tokens that open all prompts of a pack."""
 
 
 class _Alone:
-    """One group: its prompt with the first response, then the other responses, some at a time."""
+    """One group, or what opens all: the prompt with the first response, then the other responses, some at a time."""
 
     def __init__(self, shape: Shape, window: int | None, device: torch.device, opening: int) -> None:
-        self.tokens, self._prompt = shape.tokens, opening + shape.prompt
+        self.tokens, self._opening, self._prompt = shape.tokens, opening, opening + shape.prompt
         first, *others = shape.responses or (0,)
         tails = _tails(others)
         self._sizes = [shape.prompt + first, *(sum(tail) for tail in tails)]
         # Without a mask it is causal.
-        causal = not opening and (window is None or self._prompt + first <= window)
-        self._head = None if causal else group_mask(Shape(self._prompt, (first,)), window, opening).to(device)
+        causal = window is None or self._prompt + first <= window
+        self._head = None if causal else group_mask(Shape(self._prompt, (first,)), window).to(device)
         self._masks = [group_mask(Shape(self._prompt, tail), window, self._prompt).to(device) for tail in tails]
 
-    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Before) -> Tensor:
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Opening) -> Tensor:
         queries, keys, values = (torch.split(tensor, self._sizes, 2) for tensor in (query, key, value))
-        first_keys, first_values = _after(opening, keys[0], values[0])
-        found = [attend(queries[0], first_keys, first_values, self._head)]
-        prompt = (first_keys.narrow(2, 0, self._prompt), first_values.narrow(2, 0, self._prompt))
+        q, k, v = queries[0], keys[0], values[0]
+        if opening is not None:
+            # With its queries too attention is causal, which is worth more than the few queries cost.
+            q, k, v = _after(opening[0], q), _after(opening[1], k), _after(opening[2], v)
+        found = [attend(q, k, v, self._head)[:, self._opening :]]
+        prompt_keys, prompt_values = k.narrow(2, 0, self._prompt), v.narrow(2, 0, self._prompt)
         for mask, q, k, v in zip(self._masks, queries[1:], keys[1:], values[1:], strict=True):
-            found.append(attend(q, *_after(prompt, k, v), mask))
+            found.append(attend(q, _after(prompt_keys, k), _after(prompt_values, v), mask))
         return torch.cat(found, dim=1)
 
 
@@ -159,9 +162,11 @@ class _Together:
             mask[row, : shape.tokens, : whole.tokens] = group_mask(whole, window, opening)
         self._mask = mask[:, None].to(device)
 
-    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Before) -> Tensor:
-        seen = _after(opening, self._rowed(key), self._rowed(value))
-        flat = attend(self._rowed(query), *seen, self._mask).flatten(0, 1)
+    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Opening) -> Tensor:
+        keys, values = self._rowed(key), self._rowed(value)
+        if opening is not None:
+            keys, values = _after(opening[1], keys), _after(opening[2], values)
+        flat = attend(self._rowed(query), keys, values, self._mask).flatten(0, 1)
         return (flat if self._full else flat[self._keep])[None]
 
     def _rowed(self, tensor: Tensor) -> Tensor:
@@ -172,15 +177,9 @@ class _Together:
         return tokens.reshape(self._rows, -1, *tokens.shape[1:]).transpose(1, 2)
 
 
-def _after(before: Before, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Keys and values [b, h, n, d] with what stands before them."""
-    if before is None:
-        return key, value
-    keys, values = (
-        torch.cat([far.expand(len(near), -1, -1, -1), near], dim=2)
-        for far, near in zip(before, (key, value), strict=True)
-    )
-    return keys, values
+def _after(before: Tensor, own: Tensor) -> Tensor:
+    """What is [b, h, n, d] of a group's own tokens behind what is [1, h, o, d] of those before them."""
+    return torch.cat([before.expand(len(own), -1, -1, -1), own], dim=2)
 
 
 _Call = _Alone | _Together

@@ -53,11 +53,13 @@ class Engine:
 
     def batches(self, groups: Sequence[Group], token_budget: int | None, device: torch.device) -> list[Batch]:
         """Batches of at most `token_budget` tokens that hold all responses of `groups`."""
-        make, budget = packed_batches if self.packed else padded_batches, 1 if self.alone else token_budget
+        if self.alone:
+            return padded_batches(groups, 1, device, whole=True)
+        make = packed_batches if self.packed else padded_batches
         if self.stretch is None:
-            return make(groups, budget, device)
+            return make(groups, token_budget, device)
         short, long = _divided(groups, self.stretch)
-        found = _numbered(make(short[0], budget, device), short[1])
+        found = _numbered(make(short[0], token_budget, device), short[1])
         # From short to long: transformers' dynamic embeddings stay as the longest sequence so far has left them.
         return found + _numbered(padded_batches(long[0], 1, device, whole=True), long[1])[::-1]
 

@@ -55,10 +55,7 @@ def _block_mask(layout: Layout, window: int | None) -> BlockMask:
 
 
 def _tokens(layout: Layout) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Per group the number of its group, owner (0 for the prompt) and position of every token.
-
-    What opens all prompts is group -1.
-    """
+    """By group: number, owner (0 for the prompt) and position of every token; what opens all prompts is group -1."""
     found = [(torch.full((layout.opening,), -1), *Shape(layout.opening, ()).owners())]
     for number, shape in enumerate(layout.shapes):
         owner, position = shape.owners()

@@ -153,15 +153,20 @@ class _LinearLogps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:  # noqa: ANN401
-        logps = torch.empty(len(states), device=states.device)
-        normalisers = torch.full_like(logps, -torch.inf)
+        chosen = torch.zeros(len(states), dtype=torch.float32, device=states.device)
+        # Sum of exponentials over the words so far, in units of the largest: small blocks count beside large ones.
+        most, total = torch.full_like(chosen, torch.finfo(torch.float32).min), torch.zeros_like(chosen)
         for rows, words in _blocks(len(states), len(weight), states.device):
             logits = _logits(states[rows], weight[words], bias, words)
-            torch.logaddexp(normalisers[rows], logits.logsumexp(1), out=normalisers[rows])
-            row, word = _inside(targets[rows], words)
-            logps[rows][row] = logits[row, word]
-        ctx.save_for_backward(states, weight, bias, targets, normalisers)
-        return logps.sub_(normalisers)
+            column, inside = _columns(targets[rows], words)
+            chosen[rows] += logits.gather(1, column).squeeze(1).where(inside, 0.0)
+            highest = torch.maximum(most[rows], logits.amax(1))
+            total[rows] *= (most[rows] - highest).exp_()
+            total[rows] += logits.sub_(highest[:, None]).exp_().sum(1)
+            most[rows] = highest
+        total.log_()
+        ctx.save_for_backward(states, weight, bias, targets, most + total)
+        return chosen.sub_(most).sub_(total)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:  # noqa: ANN401
@@ -176,8 +181,8 @@ class _LinearLogps(torch.autograd.Function):
             slopes = _logits(states[rows], weight[words], bias, words).sub_(normalisers[rows, None]).exp_()
             # d log p(target) / d logits = one-hot(target) - softmax
             slopes.mul_(-gradient[rows, None])
-            row, word = _inside(targets[rows], words)
-            slopes[row, word] += gradient[rows][row]
+            column, inside = _columns(targets[rows], words)
+            slopes.scatter_add_(1, column, (gradient[rows] * inside)[:, None])
             rounded = slopes.to(states.dtype)
             if by_states is not None:
                 _add(by_states[rows], words.start > 0, rounded, weight[words].to(states.dtype))
@@ -205,11 +210,10 @@ def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -
     return linear(states, weight.to(dtype), None if bias is None else bias[words].to(dtype)).float()
 
 
-def _inside(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
-    """Rows whose target is among the words of a block, and the target's column in it."""
-    columns = targets - words.start
-    rows = ((columns >= 0) & (targets < words.stop)).nonzero().squeeze(1)
-    return rows, columns[rows]
+def _columns(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
+    """The column [t, 1] of each row's target among the words of a block, and whether it is there, bool [t]."""
+    inside = (targets >= words.start) & (targets < words.stop)
+    return (targets - words.start).clamp_(0, words.stop - words.start - 1)[:, None], inside
 
 
 def _add(total: Tensor, begun: bool, left: Tensor, right: Tensor) -> None:

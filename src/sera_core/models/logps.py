@@ -39,7 +39,7 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
 
     Carries a gradient where torch has gradients enabled. The mode (train or eval) is the caller's. Results do not
     depend, beyond rounding, on the order of groups or on batching; token logits become log-probabilities in float32
-    whatever the model's dtype, some positions at a time.
+    whatever the model's dtype, some positions and words at a time.
 
     Prompts are computed once for all their responses and no token is padding, where that is exact for the model's
     family; elsewhere every response is a padded row with its prompt (see `engine_of`). Without `token_budget` there is

@@ -19,6 +19,8 @@ from sera_core.records import Ids
 # Prompts that begin alike, by a template or a system message, share at least so many tokens, or none: sharing costs a
 # copy of their keys and values per group.
 WORTH_SHARING = 8
+# How many times the token budget those copies may be.
+_COPIES = 2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,27 +44,31 @@ def packed_batches(groups: Sequence[Group], token_budget: int | None, device: to
     is longer than the budget with its prompt goes alone.
     """
     packs: list[_Pack] = []
-    parts = [part for group in _joined(groups) for part in _parts(group, token_budget)]
-    for part in sorted(parts, key=lambda part: (-part.tokens, part.numbers[0])):
+    for part in _in_order([part for group in _joined(groups) for part in _parts(group, token_budget)]):
         if not packs or not packs[-1].add(part, token_budget):
-            packs.append(_Pack([part], len(part.prompt) - 1))
+            packs.append(_Pack(part))
     return [_batch(pack, device) for pack in packs]
 
 
-@dataclass(slots=True)
 class _Pack:
     """Parts whose prompts begin with the same `alike` tokens, and all have more."""
 
-    parts: list[_Part]
-    alike: int
+    def __init__(self, part: _Part) -> None:
+        self.parts, self.alike = [part], len(part.prompt) - 1
+        self._apart = part.tokens
 
     def add(self, part: _Part, token_budget: int | None) -> bool:
         """Whether another part fits; it is added then."""
-        alike = min(self.alike, _alike(self.parts[0].prompt, part.prompt))
-        parts = [*self.parts, part]
-        if token_budget is not None and _tokens(parts, alike) > token_budget:
-            return False
-        self.parts, self.alike = parts, alike
+        alike, apart = min(self.alike, _alike(self.parts[0].prompt, part.prompt)), self._apart + part.tokens
+        parts = len(self.parts) + 1
+        opening = _opening(parts, alike)
+        if token_budget is not None:
+            tokens = apart - (parts - 1) * opening
+            # Every group has a copy of the opening's keys and values.
+            if tokens > token_budget or parts * opening > _COPIES * token_budget:
+                return False
+        self.parts.append(part)
+        self.alike, self._apart = alike, apart
         return True
 
     @property
@@ -75,9 +81,20 @@ def _opening(parts: int, alike: int) -> int:
     return alike if parts > 1 and alike >= WORTH_SHARING else 0
 
 
-def _tokens(parts: Sequence[_Part], alike: int) -> int:
-    """Tokens of a pack."""
-    return sum(part.tokens for part in parts) - (len(parts) - 1) * _opening(len(parts), alike)
+def _in_order(parts: Sequence[_Part]) -> list[_Part]:
+    """Longest first, but those whose prompts begin alike in a row, where the longest of them stands."""
+
+    def size(part: _Part) -> tuple[int, int]:
+        return -part.tokens, part.numbers[0]
+
+    alike: dict[bytes, list[_Part]] = {}
+    for part in parts:
+        if len(part.prompt) > WORTH_SHARING:
+            alike.setdefault(part.prompt[:WORTH_SHARING].tobytes(), []).append(part)
+    rows = [sorted(row, key=size) for row in alike.values() if len(row) > 1]
+    shared = {number for row in rows for part in row for number in part.numbers}
+    rest = sorted((part for part in parts if part.numbers[0] not in shared), key=size)
+    return [part for row in sorted([*rows, *([rest] if rest else [])], key=lambda row: size(row[0])) for part in row]
 
 
 def _alike(first: Ids, second: Ids) -> int:
@@ -113,7 +130,7 @@ def _parts(part: _Part, token_budget: int | None) -> list[_Part]:
     for index, response in enumerate(part.responses):
         if not cuts or len(response) - 1 > room:
             cuts.append([])
-            room = token_budget - len(part.prompt)
+            room = max(token_budget - len(part.prompt), 0)
         cuts[-1].append(index)
         room -= len(response) - 1
     return [

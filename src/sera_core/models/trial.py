@@ -82,7 +82,8 @@ def trial_logps(model: PreTrainedModel, batches: Sequence[Batch], plain: bool) -
 
 
 def _padded_logps(model: PreTrainedModel, groups: Sequence[Group], plain: bool, token_budget: int | None) -> Tensor:
-    return trial_logps(model, padded_batches(groups, token_budget, model.device), plain)
+    batches = padded_batches(groups, token_budget, model.device, whole=token_budget == 1)
+    return trial_logps(model, batches, plain)
 
 
 @contextmanager

@@ -114,6 +114,8 @@ class VLLM:
             "gpu_memory_utilization": self.gpu_memory_utilization,
             "kv_cache_memory_bytes": None if gib is None else int(gib * 2**30),
             "enforce_eager": not gpu if self.enforce_eager is None else self.enforce_eager,
+            # Where it cuts a prompt in two it sets the sample's generator back, which no CPU generator can do.
+            "enable_chunked_prefill": None if gpu else False,
             "skip_tokenizer_init": True,
             "generation_config": "vllm",
             "use_tqdm_on_load": False,
