@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from sera_core.ablation_table import Estimate, metric
+from sera_core.ablation_table import Estimate
 from sera_core.ablation_table import shown as shown_estimate
+from sera_core.statistics.frontier import equal_kl_gap, line_of
+from sera_core.statistics.outcomes import reported
 
 Point = tuple[float, float]
 """Win rate against the initial policy, and KL to it in nats."""
@@ -16,7 +16,7 @@ Point = tuple[float, float]
 
 def win_and_kl(report: Mapping[str, Any]) -> Point:
     """The point of one run."""
-    win, kl = metric(report, "win_rate_vs_initial"), metric(report, "kl_to_initial")
+    win, kl = reported(report, "win_rate_vs_initial"), reported(report, "kl_to_initial")
     assert win is not None
     assert kl is not None
     return win, kl
@@ -24,9 +24,9 @@ def win_and_kl(report: Mapping[str, Any]) -> Point:
 
 def gaps_over_line(points: Sequence[Point], line: Sequence[Point]) -> list[float]:
     """Differences of win rates to the line through (sqrt KL, win rate) of `line`; points beyond its ends left out."""
-    x, y = zip(*sorted((max(kl, 0.0) ** 0.5, win) for win, kl in line), strict=True)
-    found = [(max(kl, 0.0) ** 0.5, win) for win, kl in points]
-    return [win - float(np.interp(at, x, y)) for at, win in found if x[0] <= at <= x[-1]]
+    theirs = line_of((kl, win) for win, kl in line)
+    gaps = [equal_kl_gap(line_of([(kl, win)]), theirs) for win, kl in points]
+    return [gap[0] for gap in gaps if gap is not None]
 
 
 def shown(value: Estimate | None, digits: int = 3, sign: str = "") -> str:

@@ -22,7 +22,8 @@ from typing import Any
 
 from equal_kl import gaps_over_line, shown, win_and_kl
 
-from sera_core.ablation_table import Estimate, estimate, metric
+from sera_core.ablation_table import Estimate, estimate
+from sera_core.statistics.outcomes import reported
 
 Runs = dict[str, dict[str, dict[int, Mapping[str, Any]]]]
 
@@ -67,7 +68,7 @@ def load(path: Path) -> Runs:
 
 def value(report: Mapping[str, Any], name: str) -> float:
     """One number of a report."""
-    found = augmented(report) if name == "augmented" else metric(report, name)
+    found = augmented(report) if name == "augmented" else reported(report, name)
     assert found is not None, name
     return found
 

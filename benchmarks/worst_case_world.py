@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from equal_kl import gaps_over_line, shown, win_and_kl
 
-from sera_core.ablation_table import Estimate, estimate, metric
+from sera_core.ablation_table import Estimate, estimate
+from sera_core.statistics.outcomes import reported
 
 BASELINES = {"dro-dpo": "dpo", "sera-dro-dpo": "sera-dpo"}
 Cell = tuple[tuple[str, str], ...]
@@ -79,7 +80,7 @@ def default_table(cells: dict[Cell, Any]) -> list[str]:
             if base is not None:
                 theirs = arms[base]["default"]
                 gap = estimate([pairs[seed][0] - win_and_kl(theirs[seed]["report"])[0] for seed in pairs])
-            gold = [metric(run["report"], "gold_reward") for run in runs.values()]
+            gold = [reported(run["report"], "gold_reward") for run in runs.values()]
             lines.append(
                 f"| {_named(cell)} | `{arm}` | {shown(estimate([win for win, _ in pairs.values()]))} | "
                 f"{shown(gap, sign='+')} | {shown(estimate([kl for _, kl in pairs.values()]), 2)} | "

@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
+from sera_core.ablating.config import AblationConfig, Resources, Settings, labels_of, name_of
+from sera_core.ablating.groups import baselines_of, families_of
 from sera_core.catalog import first_problem
-from sera_core.configfile import CONFIGS, locate, merge, read, set_path
+from sera_core.configfile import CONFIGS, locate, merge, override, read, set_path
 from sera_core.errors import ConfigError, suggest
 
 _EXTENDS = "extends"
-# File systems take 255 bytes; a table has less room.
-_LONGEST_NAME = 100
-
-Settings = dict[str, Any]
-Axis = list[Any] | dict[str, Settings]
-
-
-class AblationConfig(BaseModel):
-    """The content of an ablation file.
-
-    Every variant is crossed with every point of the grid and every seed. An axis is either a dotted key with the
-    values it takes, or a name with labelled groups of settings, such as a step size that is a beta and a learning rate.
-    """
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    base: str = Field(description="A preset or a file that every variant starts from, unless it `extends` another.")
-    settings: Settings = Field(default_factory=dict, description="Laid over the base of every variant.")
-    variants: dict[str, Settings] = Field(default_factory=dict, description="Name to settings; `extends` changes base.")
-    grid: dict[str, Axis] = Field(default_factory=dict, description="Dotted key to values, or name to named settings.")
-    seeds: Annotated[list[int], Field(min_length=1)] = Field(default_factory=lambda: [0, 1, 2])
-    baseline: str | dict[str, str] | None = Field(
-        default=None,
-        description="The variant others are compared to, a mapping variant: variant, or a point as `radius=0.0`.",
-    )
+_RESOURCES = "resources"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +31,7 @@ class Arm:
     variant: str | None
     point: Mapping[str, str]
     settings: Mapping[str, Any]
+    resources: Resources = field(default_factory=Resources)
 
     @property
     def name(self) -> str:
@@ -63,25 +39,23 @@ class Arm:
 
         At most 100 characters: what is longer is cut and ends in a hash of the whole.
         """
-        parts = [] if self.variant is None else [self.variant]
-        parts += [f"{axis.rpartition('.')[2]}={label}" for axis, label in self.point.items()]
-        whole = ",".join(parts)
-        name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole)
-        if len(name) <= _LONGEST_NAME:
-            return name
-        digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-        return f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
+        return name_of(self.variant, self.point)
 
 
 @dataclass(frozen=True, slots=True)
 class Ablation:
-    """What to run: every arm with every seed. `baseline` maps an arm's name to the one it is compared with."""
+    """What to run: every arm with every seed.
+
+    `baseline` maps an arm's name to the one it is compared with; `families` a family's name to its arms, which differ
+    in the frontier's axis alone and are compared with other families at equal KL.
+    """
 
     name: str
     description: str
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...]
     baseline: Mapping[str, str]
+    families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def presets() -> dict[str, Path]:
@@ -105,31 +79,49 @@ def locate_ablation(name: str) -> Path:
     return known[key]
 
 
-def make_ablation(raw: Mapping[str, Any], beside: Path) -> Ablation:
+def make_ablation(raw: Mapping[str, Any], beside: Path, overrides: Sequence[str] = ()) -> Ablation:
     """The arms of an ablation file's content; `beside` is the folder that paths in it are relative to.
 
+    `overrides`, written ``key.path=value``, are laid over the base of every variant and the ablation's `settings`; what
+    a variant or an axis sets itself stays.
+
     Raises:
-        ConfigError: unknown keys, wrong types, a seed that is negative or there twice, an arm without a
-            name of its own, or a baseline that no arm is.
+        ConfigError: unknown keys, wrong types, a seed that is negative or there twice, an arm without a name of its
+            own, a baseline that no arm is, a frontier that is no axis, or an override that changes no arm.
     """
+    config = _validated(raw)
+    check_seeds(config.seeds)
+    variants: Mapping[str | None, Settings] = config.variants or {None: {}}  # type: ignore[assignment]  # wider keys
+    arms = tuple(
+        _arm(config, variant, settings, point, (beside, overrides))
+        for variant, settings in variants.items()
+        for point in itertools.product(*(labels_of(axis, values) for axis, values in config.grid.items()))
+    )
+    _check_names([arm.name for arm in arms])
+    _check_overrides(arms, overrides)
+    return Ablation(
+        name=config.name,
+        description=config.description,
+        arms=arms,
+        seeds=tuple(config.seeds),
+        baseline=baselines_of(config, arms),
+        families=families_of(config, arms),
+    )
+
+
+def _validated(raw: Mapping[str, Any]) -> AblationConfig:
     try:
-        config = AblationConfig.model_validate(dict(raw))
+        return AblationConfig.model_validate(dict(raw))
     except ValidationError as error:
         detail = error.errors()[0]
         if detail["type"] == "extra_forbidden":
             key = ".".join(str(part) for part in detail["loc"])
-            raise ConfigError(
-                f"Unknown key '{key}' in the ablation. {suggest(key, AblationConfig.model_fields)}"
-            ) from error
+            fields = Resources.model_fields if detail["loc"][0] == _RESOURCES else AblationConfig.model_fields
+            raise ConfigError(f"Unknown key '{key}' in the ablation. {suggest(key, fields)}") from error
         raise ConfigError(f"Ablation: {first_problem(error)}") from error
-    _check_seeds(config.seeds)
-    variants: Mapping[str | None, Settings] = config.variants or {None: {}}  # type: ignore[assignment]  # wider keys
-    arms = tuple(
-        _arm(config, variant, settings, point, beside)
-        for variant, settings in variants.items()
-        for point in itertools.product(*(_labels(axis, values) for axis, values in config.grid.items()))
-    )
-    names = [arm.name for arm in arms]
+
+
+def _check_names(names: Sequence[str]) -> None:
     if not {".", ".."}.isdisjoint(names):
         raise ConfigError(
             "An arm of the ablation would be called '.' or '..', which no folder can. Rename the variant."
@@ -137,19 +129,58 @@ def make_ablation(raw: Mapping[str, Any], beside: Path) -> Ablation:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise ConfigError(f"Two arms of the ablation are called '{twice}'. Give the axis values distinct labels.")
-    return Ablation(config.name, config.description, arms, tuple(config.seeds), _baselines(config, arms))
 
 
-def read_ablation(path: Path) -> Ablation:
-    """The ablation in a file.
+def _check_overrides(arms: Sequence[Arm], overrides: Iterable[str]) -> None:
+    for assignment in overrides:
+        if all(override(arm.settings, [assignment]) != arm.settings for arm in arms):
+            key = assignment.partition("=")[0]
+            raise ConfigError(
+                f"Override '{assignment}' would change nothing: every arm of the ablation sets {key} itself. Copy the "
+                "ablation's file and change it there."
+            )
+
+
+def read_ablation(path: Path, overrides: Sequence[str] = ()) -> Ablation:
+    """The ablation in a file, with `overrides` as in `make_ablation`.
 
     Raises:
         ConfigError: see `make_ablation`; or the file cannot be read.
     """
-    return make_ablation({"name": path.stem, **read(path)}, path.parent)
+    return make_ablation({"name": path.stem, **read(path)}, path.parent, overrides)
 
 
-def _check_seeds(seeds: list[int]) -> None:
+def read_seeds(text: str) -> tuple[int, ...]:
+    """Seeds as the command line has them: ``3`` means the first three, ``0,2,5`` these, ``7,`` seed 7 alone.
+
+    Raises:
+        ConfigError: neither a number of at least 1 nor different whole numbers with commas between.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1 and parts[0].isdecimal() and int(parts[0]) > 0:
+        return tuple(range(int(parts[0])))
+    parts = parts[:-1] if len(parts) > 1 and not parts[-1] else parts
+    if (len(parts) == 1 and "," not in text) or not all(part.isdecimal() for part in parts):
+        raise ConfigError(f"--seeds is a number of seeds such as 3, or a list such as 0,1,2; got '{text}'.")
+    seeds = tuple(int(part) for part in parts)
+    check_seeds(seeds)
+    return seeds
+
+
+def with_seeds(ablation: Ablation, seeds: Sequence[int]) -> Ablation:
+    """The ablation with other seeds.
+
+    Raises:
+        ConfigError: no seed, a negative one, or one twice.
+    """
+    if not seeds:
+        raise ConfigError("An ablation needs at least one seed.")
+    check_seeds(seeds)
+    return replace(ablation, seeds=tuple(seeds))
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse seeds that cannot be run or would count twice, with ConfigError."""
     negative = next((seed for seed in seeds if seed < 0), None)
     if negative is not None:
         raise ConfigError(f"seeds: {negative} is negative; a seed is a whole number >= 0. Change it.")
@@ -158,69 +189,30 @@ def _check_seeds(seeds: list[int]) -> None:
         raise ConfigError(f"seeds: {twice} is there twice, and would count as two independent runs. Remove one.")
 
 
-def _labels(axis: str, values: Axis) -> list[tuple[str, str, object]]:
-    """(axis, label, value) of each point of one axis."""
-    if not values:
-        raise ConfigError(f"grid.{axis} is empty. Give it at least one value.")
-    if isinstance(values, dict):
-        return [(axis, label, settings) for label, settings in values.items()]
-    return [(axis, label_of(value), value) for value in values]
-
-
-def label_of(value: object) -> str:
-    """A value as the name of its arm shows it."""
-    if isinstance(value, dict):
-        value = "+".join(f"{key}={label_of(part)}" for key, part in value.items())
-    return str(value)
-
-
 def _arm(
     config: AblationConfig,
     variant: str | None,
     settings: Settings,
     point: tuple[tuple[str, str, object], ...],
-    beside: Path,
+    given: tuple[Path, Sequence[str]],
 ) -> Arm:
-    base = settings.get(_EXTENDS, config.base)
-    own = {key: value for key, value in settings.items() if key != _EXTENDS}
-    file = beside / str(base)
-    result = merge(merge(read(file if file.is_file() else locate(str(base))), config.settings), own)
+    """One arm; `given` is the folder of relative paths and the overrides."""
+    base, resources = settings.get(_EXTENDS, config.base), settings.get(_RESOURCES)
+    own = {key: value for key, value in settings.items() if key not in {_EXTENDS, _RESOURCES}}
+    file = given[0] / str(base)
+    result = merge(read(file if file.is_file() else locate(str(base))), config.settings)
+    result = merge(override(result, given[1]), own)
     for axis, _, value in point:
         named = isinstance(config.grid[axis], dict)
         result = merge(result, value) if named else set_path(result, axis, value)  # type: ignore[arg-type]  # a mapping
-    arm = Arm(variant, {axis: label for axis, label, _ in point}, result)
-    return Arm(variant, arm.point, {**result, "name": re.sub(r"[^A-Za-z0-9._-]", "-", arm.name) or config.name})
+    at = {axis: label for axis, label, _ in point}
+    name = re.sub(r"[^A-Za-z0-9._-]", "-", name_of(variant, at)) or config.name
+    found = config.resources if resources is None else _resources(str(variant), resources)
+    return Arm(variant, at, {**result, "name": name}, found)
 
 
-def _baselines(config: AblationConfig, arms: tuple[Arm, ...]) -> dict[str, str]:
-    """Arm to compared arm: another variant at the same grid point, or another point of the same variant."""
-    asked = config.baseline
-    if asked is None:
-        return {}
-    if isinstance(asked, str) and asked not in config.variants:
-        axis, label = _point(config, asked)
-        targets = {arm.name: (arm.variant, {**arm.point, axis: label}) for arm in arms}
-    else:
-        of_variant = dict.fromkeys(config.variants, asked) if isinstance(asked, str) else asked
-        for name in (*of_variant, *of_variant.values()):
-            if name not in config.variants:
-                raise ConfigError(f"baseline: '{name}' is no variant. {suggest(name, config.variants)}")
-        targets = {arm.name: (of_variant.get(str(arm.variant), arm.variant), dict(arm.point)) for arm in arms}
-    names = {(arm.variant, tuple(arm.point.items())): arm.name for arm in arms}
-    found = {name: names[variant, tuple(point.items())] for name, (variant, point) in targets.items()}
-    return {name: base for name, base in found.items() if name != base}
-
-
-def _point(config: AblationConfig, text: str) -> tuple[str, str]:
-    """(axis, label) of a point written ``key=value``; the key may be the last part of a dotted one."""
-    points = {
-        f"{key}={label}": (axis, label)
-        for axis, values in config.grid.items()
-        for _, label, _ in _labels(axis, values)
-        for key in (axis, axis.rpartition(".")[2])
-    }
-    if text not in points:
-        raise ConfigError(
-            f"baseline '{text}' is no variant and no point of the grid. {suggest(text, [*config.variants, *points])}"
-        )
-    return points[text]
+def _resources(variant: str, raw: object) -> Resources:
+    try:
+        return Resources.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"variants.{variant}.resources: {first_problem(error)}") from error

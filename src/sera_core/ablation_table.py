@@ -1,21 +1,29 @@
-"""What an ablation found, arm by arm: means over seeds with intervals, and paired differences to a baseline."""
+"""What an ablation found, arm by arm: means with intervals, paired differences to a baseline, families at equal KL."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
-from sera_core.ablate import Result
+from sera_core.ablating.jobs import Result
 from sera_core.ablation import Ablation
+from sera_core.statistics.compare import MOST_SEEDS, POWER, Comparison, compare
+from sera_core.statistics.frontier import AtEqualKL, compare_families, family_baselines
+from sera_core.statistics.intervals import LEVEL, Interval, mean_interval
+from sera_core.statistics.metrics import ACCURACY, GOLD, KL, LENGTH, WIN_RATE, Metric
+from sera_core.statistics.outcomes import iteration_outcomes, reported
 
-LEVEL = 0.95
+ArmOutcomes = dict[str, dict[int, dict[str, float]]]
+"""Arm to seed to prompt to mean over the prompt's samples."""
+_NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,53 +46,131 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, mean - half, mean + half, len(array))
 
 
-def metric(report: Mapping[str, Any], name: str) -> float | None:
-    """One number of a report; the mean where the report holds an interval, None where it holds nothing."""
-    value = report.get(name)
-    if isinstance(value, Mapping):
-        value = value["mean"]
-    return None if value is None else float(value)
-
-
-def over_seeds(results: Sequence[Result], arm: str, name: str) -> dict[int, float]:
-    """Seed to value of one metric, for the finished runs of an arm that have it."""
-    found = {r.seed: metric(r.report, name) for r in results if r.arm == arm and r.report is not None}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def difference(results: Sequence[Result], arm: str, base: str, name: str) -> Estimate | None:
-    """The mean difference of `arm` to `base` over the seeds both have, paired by seed; None without a common seed."""
-    ours, theirs = over_seeds(results, arm, name), over_seeds(results, base, name)
-    common = sorted(ours.keys() & theirs.keys())
-    return estimate([ours[seed] - theirs[seed] for seed in common]) if common else None
-
-
-def ablation_table(ablation: Ablation, results: Sequence[Result]) -> Table:
-    """A row per arm. KL stands beside the win rate; `vs baseline` is the paired difference of win rates."""
-    table = Table(title=f"{ablation.name}: {len(ablation.seeds)} seeds", title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("arm")
-    headings = ["win rate", "KL", "gold", "len", "failed"]
-    for heading in [*headings[:1], *(["vs baseline"] if ablation.baseline else []), *headings[1:]]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for arm in ablation.arms:
-        rows = {name: list(over_seeds(results, arm.name, name).values()) for name in _METRICS}
-        cells = [_shown(rows[name], digits) for name, digits in _METRICS.items()]
-        base = ablation.baseline.get(arm.name)
-        gap = None if base is None else difference(results, arm.name, base, "win_rate_vs_initial")
-        versus = [] if not ablation.baseline else ["-" if gap is None else shown(gap, 3, sign="+")]
-        failed = sum(result.arm == arm.name and result.error is not None for result in results)
-        table.add_row(escape(arm.name), cells[0], *versus, *cells[1:], str(failed or "-"))
-    return table
-
-
-_METRICS = {"win_rate_vs_initial": 3, "kl_to_initial": 2, "gold_reward": 3, "response_length": 1}
-
-
-def _shown(values: Sequence[float], digits: int) -> str:
-    return shown(estimate(values), digits) if values else "-"
-
-
-def shown(value: Estimate, digits: int, sign: str = "") -> str:
+def shown(value: Estimate | Interval, digits: int, sign: str = "") -> str:
     """``mean [low, high]``, or the mean alone where there is no interval."""
     text = f"{value.mean:{sign}.{digits}f}"
     return text if value.low is None else f"{text} [{value.low:{sign}.{digits}f}, {value.high:{sign}.{digits}f}]"
+
+
+def outcomes_of(results: Sequence[Result], metric: Metric) -> ArmOutcomes:
+    """Outcomes of the finished runs that have the metric, prompt by prompt where their folders hold evidence.
+
+    Raises:
+        StoreError: a file of evidence is damaged.
+    """
+    found: ArmOutcomes = {}
+    for result in results:
+        if result.report is not None:
+            folder = Path(result.out) / f"iter_{result.report.get('iteration')}"
+            outcomes = iteration_outcomes(folder, result.report, metric)
+            if outcomes:
+                found.setdefault(result.arm, {})[result.seed] = outcomes
+    return found
+
+
+def deciding(results: Sequence[Result]) -> Metric:
+    """What arms are compared by: the win rate, or the held-out accuracy where nothing judged."""
+    reports = [result.report for result in results if result.report is not None]
+    judged = any(reported(report, WIN_RATE.name) is not None for report in reports)
+    return WIN_RATE if judged or not reports else ACCURACY
+
+
+def ablation_table(ablation: Ablation, results: Sequence[Result]) -> Group:
+    """The arms, and their differences to baselines where there are any."""
+    tables = (arms_table(ablation, results), versus_table(ablation, results))
+    return Group(*(table for table in tables if table is not None))
+
+
+def arms_table(ablation: Ablation, results: Sequence[Result]) -> Table:
+    """A row per arm, with the KL beside the metric that decides; metrics that no run has are left out."""
+    first = deciding(results)
+    outcomes = {metric: outcomes_of(results, metric) for metric in (first, KL, GOLD, LENGTH)}
+    metrics = [metric for metric, found in outcomes.items() if found or metric is first]
+    table = _table(f"{ablation.name}: {len(ablation.seeds)} seeds", "arm", [*(m.title for m in metrics), "failed"])
+    for arm in ablation.arms:
+        found = [mean_interval(outcomes[metric].get(arm.name, {}), metric.bounds) for metric in metrics]
+        failed = sum(result.arm == arm.name and result.error is not None for result in results)
+        cells = [_around(value, metric.digits) for value, metric in zip(found, metrics, strict=True)]
+        table.add_row(escape(arm.name), *cells, str(failed or _NONE))
+    table.caption = f"± {LEVEL:.0%} interval over seeds and prompts; of one seed, over prompts alone."
+    return table
+
+
+def versus_table(ablation: Ablation, results: Sequence[Result]) -> Table | None:
+    """A row per arm that has a baseline: paired differences of the metric that decides, with verdicts; None without."""
+    if not ablation.baseline:
+        return None
+    metric = deciding(results)
+    found = compare(outcomes_of(results, metric), ablation.baseline, metric)
+    table = _table(f"{metric.title.capitalize()} vs baseline", "arm", _VERSUS)
+    for each in found:
+        table.add_row(escape(each.arm), *_versus(each))
+    table.caption = _caption(found)
+    return table
+
+
+def equal_kl(ablation: Ablation, results: Sequence[Result], metric: Metric = WIN_RATE) -> tuple[AtEqualKL, ...]:
+    """Every family against its baseline's at equal KL; empty without families or baselines."""
+    baselines = family_baselines(ablation.families, ablation.baseline)
+    values, kls = outcomes_of(results, metric), outcomes_of(results, KL)
+    return compare_families(ablation.families, values, kls, baselines, metric)
+
+
+def frontier_table(ablation: Ablation, results: Sequence[Result]) -> Table | None:
+    """A row per family that has a baseline: differences at equal KL of the metric that decides; None without any."""
+    metric = deciding(results)
+    found = equal_kl(ablation, results, metric)
+    if not found:
+        return None
+    table = _table(f"{metric.title.capitalize()} vs baseline at equal KL", "family", (*_VERSUS, "KL", "seeds"))
+    for each in found:
+        gap = each.comparison.difference
+        span = _NONE if each.kl is None else f"{each.kl[0]:.{KL.digits}f} to {each.kl[1]:.{KL.digits}f}"
+        seeds = f"{0 if gap is None else gap.seeds} of {len(ablation.seeds)}"
+        table.add_row(escape(each.comparison.arm), *_versus(each.comparison), span, seeds)
+    table.caption = _caption([each.comparison for each in found])
+    return table
+
+
+_VERSUS = ("baseline", "difference", "p", "verdict", "seeds\nneeded")
+
+
+def _table(title: str, first: str, headings: Iterable[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left", padding=(0, 1, 0, 0))
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        words = heading in {"baseline", "verdict"}
+        table.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+    return table
+
+
+def _versus(comparison: Comparison) -> tuple[str, ...]:
+    p, needed = comparison.p_holm, comparison.seeds_needed
+    gap = comparison.difference
+    more = f">{MOST_SEEDS}" if gap is not None and p is not None and gap.mean != 0 else _NONE
+    return (
+        escape(comparison.baseline),
+        _around(gap, 3, sign="+"),
+        _NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
+        comparison.verdict,
+        more if needed is None else str(needed),
+    )
+
+
+def _around(value: Interval | None, digits: int, sign: str = "") -> str:
+    """``mean ± half``, with the longer half of an interval that is cut at the metric's bounds."""
+    if value is None:
+        return _NONE
+    text = f"{value.mean:{sign}.{digits}f}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} ± {max(value.high - value.mean, value.mean - value.low):.{digits}f}"
+
+
+def _caption(comparisons: Sequence[Comparison]) -> str:
+    """What the columns of differences mean."""
+    tested = max(each.comparisons for each in comparisons)
+    if not tested:
+        return "One seed says nothing about another: no verdict without a second one."
+    many = f"{tested} comparison{'s' * (tested > 1)}"
+    return f"Paired by seed and prompt; p: Holm over {many}; seeds needed: for {POWER:.0%} power."

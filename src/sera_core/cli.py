@@ -15,6 +15,7 @@ from rich.table import Table
 
 from sera_core import __version__
 from sera_core.cli_ablate import ablate
+from sera_core.cli_report import report
 from sera_core.cli_tune import tune
 from sera_core.errors import SeraError
 
@@ -108,6 +109,7 @@ def _align(settings: Mapping[str, Any], ranks: Ranks, out: Path | None, cache: P
 
 
 app.command()(ablate)
+app.command()(report)
 app.command()(tune)
 
 

@@ -36,7 +36,9 @@ def tune(
 ) -> None:
     """Pick an option's value on held-out pairs that no other figure uses, and write a config with it."""
     from sera_core import configfile
+    from sera_core.ablating.run import How
     from sera_core.cli import emit
+    from sera_core.executors.budget import Budget
     from sera_core.tune import make_tuning, read_choice, read_seeds, trials_of, write_findings
 
     settings = configfile.override(configfile.read(configfile.locate(config)), overrides or [])
@@ -45,7 +47,7 @@ def tune(
     tuning = make_tuning(settings, read_choice(choice), metric=metric, pairs=pairs, seeds=wanted)
     folder = out or Path("runs") / tuning.ablation.name
     console = Console(stderr=as_json)
-    results = watched(tuning.ablation, folder, cache, processes, console)
+    results = watched(tuning.ablation, folder, How(cache=cache, budget=Budget(processes)), console)
     trials = trials_of(tuning, results)
     findings = write_findings(tuning, trials, settings, folder)
     if as_json:

@@ -61,8 +61,13 @@ def fill_store(run: Context, policy: Policy, more: Sequence[Response], held: Hel
         run.logps(each, responses, progress)
 
 
-def of_held_out(run: Context, policy: Policy, objective: Objective, held: HeldOut) -> dict[str, Any]:
-    """The objective's margins on held-out pairs, with the initial policy as the reference, and the probes."""
+def of_held_out(
+    run: Context, policy: Policy, objective: Objective, held: HeldOut
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The objective's margins on held-out pairs, with the initial policy as the reference, and the probes.
+
+    The first result holds figures by name; the second the columns of `HELD_OUT`, a row per pair of `held.rest`.
+    """
     values, drift = _margins(run, policy, objective, held.rest)
     found = of_pairs(values, drift)
     found["augmented"] = {
@@ -83,7 +88,13 @@ def of_held_out(run: Context, policy: Policy, objective: Objective, held: HeldOu
         name: of_probe(run.log_ratios(policy, both_sides(probe.pairs)), probe.pairs, run.plan.judge)
         for name, probe in run.data.probes.items()
     }
-    return found
+    rows = {
+        "prompt": [pair.prompt.id for pair in held.rest],
+        "margin": values,
+        "chosen_length": [len(pair.chosen.ids) for pair in held.rest],
+        "rejected_length": [len(pair.rejected.ids) for pair in held.rest],
+    }
+    return found, rows
 
 
 def _under(run: Context, prefix: str, pairs: tuple[Pair, ...]) -> tuple[Pair, ...]:

@@ -12,16 +12,20 @@ from sera_core.context import Context, Policy
 from sera_core.curation import History, curate
 from sera_core.drawing import generate
 from sera_core.evaluate.intervals import correlation
-from sera_core.evaluate.policy import of_ancestral, of_judge, of_samples
+from sera_core.evaluate.policy import Judged, of_ancestral, of_judge, of_samples
+from sera_core.evidence import ANCESTRAL, HELD_OUT, SAMPLES, write_evidence
 from sera_core.held_out import HeldOut, fill_store, of_held_out, prefixes_of
 from sera_core.judging import account, bound, judge_model, model_key
 from sera_core.models.hashes import weights_hash
 from sera_core.plan import IterationPlan
 from sera_core.protocols import Diagnosing, Progress, Sampling
-from sera_core.records import Candidates, StepRecord
+from sera_core.records import Candidates, Floats, StepRecord
 from sera_core.selection import Curated
 from sera_core.training import objective_key, train_stage
 from sera_core.workspace import Stage, read_json, write_json
+
+# Part of the stage's key: a result without these files is none.
+_EVIDENCE = ("samples.arrow", "pairs.arrow", "ancestral.arrow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +71,16 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
     def compute(folder: Path, progress: Progress) -> None:
         held = HeldOut.of(run, step)
         fill_store(run, policy, (*whole.flat(), *samples.flat()), held, progress)
-        values = of_ancestral(run.log_ratios(policy, whole.flat(), progress), settings.level, whole)
-        values |= of_samples(run.log_ratios(policy, samples.flat(), progress), samples)
-        values |= _judge(run, policy, (samples, baseline), asked, progress)
-        values |= of_held_out(run, policy, step.objective.loss, held)
-        write_json(folder / "evaluation.json", values)
+        ratios = run.log_ratios(policy, whole.flat(), progress)
+        rewards = run.log_ratios(policy, samples.flat(), progress)
+        judged = _judge(run, rewards, (samples, baseline), asked, progress)
+        figures, rows = of_held_out(run, policy, step.objective.loss, held)
+        values = {**of_ancestral(ratios, settings.level, whole), **of_samples(rewards, samples)}
+        write_json(folder / "evaluation.json", {**values, **judged.values, **figures})
+        write_evidence(folder / _EVIDENCE[0], SAMPLES, _sample_rows(samples, rewards, judged))
+        write_evidence(folder / _EVIDENCE[1], HELD_OUT, rows)
+        prompts = [response.prompt.id for response in whole.flat()]
+        write_evidence(folder / _EVIDENCE[2], ANCESTRAL, {"prompt": prompts, "log_ratio": ratios})
 
     inputs = {
         "samples": [sampled.key, baseline_stage.key, whole_stage.key],
@@ -83,6 +92,7 @@ def evaluate(run: Context, step: IterationPlan, policy: Policy) -> tuple[dict[st
         "tuning_pairs": settings.tuning_pairs,
         "objective": objective_key(run, step)[0],
         "numerics": run.numerics,
+        "evidence": _EVIDENCE,
     }
     stage = run.stage("evaluate", f"iter_{step.iteration}/evaluate", inputs, compute)
     values: dict[str, Any] = read_json(stage.path / "evaluation.json")
@@ -111,21 +121,37 @@ def _samples(
     )
 
 
+def _sample_rows(samples: Candidates, rewards: Floats, judged: Judged) -> dict[str, Any]:
+    """The columns of `SAMPLES`."""
+    responses = samples.flat()
+    return {
+        "prompt": [response.prompt.id for response in responses],
+        "points": judged.points,
+        "gold": judged.gold,
+        "reward": rewards,
+        "length": [len(response.ids) for response in responses],
+        "ended": [response.finish_reason == "stop" for response in responses],
+    }
+
+
 def _judge(
-    run: Context, policy: Policy, drawn: tuple[Candidates, Candidates], asked: JudgeModel | None, progress: Progress
-) -> dict[str, Any]:
-    """What the judge says of the policy's samples and the baseline's; in all iterations it judges a text alike."""
+    run: Context, rewards: Floats, drawn: tuple[Candidates, Candidates], asked: JudgeModel | None, progress: Progress
+) -> Judged:
+    """What the judge says of the policy's samples and the baseline's; in all iterations it judges a text alike.
+
+    `rewards` float64 [n] are the implicit rewards of the policy's samples.
+    """
     level, judge, samples = run.plan.config.evaluation.level, run.plan.judge, drawn[0]
     if judge is not None:
         judge = bound(run, judge, asked, iteration=0, purpose="evaluation judge", progress=progress)
-    values, grades = of_judge(judge, *drawn, level)
-    values["judge"] = None if judge is None else account(judge) or None
-    values["reward_gold_correlation"] = None
-    if grades is not None and values["gold_reward"] is not None:
-        values["reward_gold_correlation"] = correlation(run.log_ratios(policy, samples.flat()), grades)
+    judged = of_judge(judge, *drawn, level)
     source = run.plan.source
-    values["diagnostics"] = dict(source.diagnose(samples.flat())) if isinstance(source, Diagnosing) else {}
-    return values
+    more = {
+        "judge": None if judge is None else account(judge) or None,
+        "reward_gold_correlation": None if judged.gold is None else correlation(rewards, judged.gold),
+        "diagnostics": dict(source.diagnose(samples.flat())) if isinstance(source, Diagnosing) else {},
+    }
+    return replace(judged, values={**judged.values, **more})
 
 
 def _report(

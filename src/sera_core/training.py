@@ -23,7 +23,7 @@ from sera_core.selection import Curated
 from sera_core.train.arguments import normal_training_fields
 from sera_core.train.batch import Prefixed, Reference
 from sera_core.train.lora import LoraOptions
-from sera_core.train.run import TrainRequest, train
+from sera_core.train.run import EVIDENCE, TrainRequest, train
 from sera_core.train.step import Algebra
 from sera_core.workspace import Stage
 
@@ -83,6 +83,7 @@ def train_stage(
         "template": run.template,
         "token_budget": config.scoring.token_budget,
         "draw": [config.seed, step.iteration],
+        "evidence": EVIDENCE,
     }
     if _prefixes(step):
         # Where a prompt was cut decides where its prefix stands.

@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import yaml
 
-from sera_core.ablate import Result
-from sera_core.ablation import Ablation, Arm, label_of
+from sera_core.ablating.config import label_of
+from sera_core.ablating.jobs import Result
+from sera_core.ablation import Ablation, Arm
 from sera_core.ablation_table import Estimate, estimate
 from sera_core.configfile import set_path
 from sera_core.errors import ConfigError, suggest

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from sera_core.ranks import Ranks
 
 _RECORD = "stage.json"
 _FORMAT = 2
+# Locks by stage, below the cache; the operating system releases those of a process that dies.
+_CLAIMS = "claims"
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,8 @@ class Workspace:
     A stage's key is the hash of its name, the package version and its inputs. A finished stage with the same key is
     reused from the run's folder, then from the cache; files are compared with their recorded checksums first, and a
     damaged copy is computed again. An interrupted stage starts afresh, unless it is `resumable`: a computation with
-    checkpoints of its own (training) finds its folder ``<stage>.partial`` as it left it.
+    checkpoints of its own (training) finds its folder ``<stage>.partial`` as it left it. Of runs that share a cache and
+    want the same stage at once, one computes it; the others wait, then reuse it.
 
     Of several ranks, the first holds the lock, decides what is reused and computes; the others wait and read.
     """
@@ -99,7 +102,7 @@ class Workspace:
         self.out, self.cache, self.ranks, self.meter = out, cache, ranks or Ranks(), Meter()
         try:
             out.mkdir(parents=True, exist_ok=True)
-            cache.mkdir(parents=True, exist_ok=True)
+            (cache / _CLAIMS).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"Cannot create the folder {error.filename}: {error.strerror}. Choose another --out or --cache."
@@ -156,7 +159,8 @@ class Workspace:
             alone = found is None and not together
             return _compute(Ranks(), self.meter, name, partial, cached, key, compute) if alone else found
 
-        return self.ranks.on_main(settle) or _compute(self.ranks, self.meter, name, partial, cached, key, compute)
+        with FileLock(self.cache / _CLAIMS / cached.name) if self.ranks.main else nullcontext():
+            return self.ranks.on_main(settle) or _compute(self.ranks, self.meter, name, partial, cached, key, compute)
 
     def remove_strangers(self, pattern: str) -> None:
         """Delete stages below folders matching `pattern` that this process did not use; the cache still has them.

@@ -12,7 +12,7 @@ import yaml
 from doc_pages import ROOT, blocks, names
 
 from sera_core import ablation, configfile
-from sera_core.ablate import check_arms
+from sera_core.ablating.run import check_arms
 from sera_core.ablation import make_ablation
 from sera_core.catalog import load_catalog
 from sera_core.cli import app

@@ -231,9 +231,9 @@ def test_a_killed_run_continues_with_the_state_of_its_smoothers(tmp_path):
     with pytest.raises(StoppedError):
         trained(tmp_path / "killed", algebra(), on_step=stop, checkpoint_every=2)
     state = json.loads((tmp_path / "killed" / "checkpoint-4" / "components.json").read_text())
-    assert set(state) == {"smoother", "dataset split"}
+    assert set(state) == {"smoother", "dataset split", "pairs last seen"}
     resumed, _ = trained(tmp_path / "killed", algebra(), checkpoint_every=2)
     assert resumed.resumed_from == 4
-    for name in ("model/model.safetensors", "steps.jsonl"):
+    for name in ("model/model.safetensors", "steps.jsonl", "pairs.arrow"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
     assert whole.steps == resumed.steps

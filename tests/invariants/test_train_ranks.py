@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sera_core.evidence import read_evidence
+
 SCRIPT = str(Path(__file__).with_name("train_ranks.py"))
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
@@ -46,6 +48,12 @@ def test_two_ranks_train_what_one_trains(tmp_path):
             assert record == pytest.approx(other, rel=1e-4, abs=1e-4)
         if name.startswith("refined"):
             assert sum(record.get("flip_mean", 0) > 0 for record in records) >= 2, "refinement must have acted"
+        rows, other_rows = (read_evidence(folder / "pairs.arrow").to_pylist() for folder in (one, two))
+        assert len(rows) == len(other_rows) == 17
+        assert [row["pair"] for row in rows] == [row["pair"] for row in other_rows]
+        for column in ("margin", "confidence", "weight", "flip"):
+            found, others = ([row[column] for row in part] for part in (rows, other_rows))
+            assert found == pytest.approx(others, rel=1e-4, abs=1e-4)
     for name in ("whole", "dataset", "refined", "refined lora"):
         # Every rank keeps the state it would have alone: a filler leaves no trace.
         (one,) = (json.loads(path.read_text()) for path in (tmp_path / "one" / name).glob("smoother-*.json"))

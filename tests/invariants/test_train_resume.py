@@ -55,7 +55,7 @@ def test_killed_and_continued_gives_the_same_bytes(results, kind, moment, resume
     assert killed["signal"] == signal.SIGKILL
     assert killed["resumed"] == resumed
     assert killed["digests"] == whole["digests"]
-    assert killed["left"] == whole["left"] == ["model", "steps.jsonl"]
+    assert killed["left"] == whole["left"] == ["model", "pairs.arrow", "steps.jsonl"]
 
 
 def test_the_recipes_differ(results):

@@ -106,7 +106,7 @@ def child(action):
 
 
 def digests(folder):
-    files = (folder / "model" / "model.safetensors", folder / "steps.jsonl")
+    files = (folder / "model" / "model.safetensors", folder / "steps.jsonl", folder / "pairs.arrow")
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
 
 

@@ -1,17 +1,12 @@
 """Ablations as data: which arms a file means, what they are compared with, and what their table says."""
 
-import os
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from scipy import stats
 
-from sera_core.ablate import Result, jobs_of, run_all
-from sera_core.ablation import locate_ablation, make_ablation, presets, read_ablation
-from sera_core.ablation_table import ablation_table, difference, estimate, over_seeds
+from sera_core.ablating.jobs import jobs_of
+from sera_core.ablation import locate_ablation, make_ablation, presets, read_ablation, read_seeds, with_seeds
 from sera_core.errors import ConfigError
 
 HERE = Path()
@@ -108,58 +103,74 @@ def test_shipped_ablations_are_found_by_name_and_by_path():
         locate_ablation("dro-radios")
 
 
-def live_or_die(job):
-    """A run by name: ``exit`` and ``kill`` die, the others take a moment; each notes that it ran."""
-    job.out.mkdir(parents=True)
-    with (job.out / "started").open("x"):
-        pass
-    if job.arm.variant == "exit":
-        os._exit(3)
-    if job.arm.variant == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.2)
-    return Result(job.arm.name, job.seed, str(job.out), {}, {})
+def test_arms_that_differ_in_the_frontier_s_axis_alone_are_a_family():
+    families = made(frontier="step").families
+    assert families == {
+        f"{variant},noise={noise}": (f"{variant},noise={noise},step=short", f"{variant},noise={noise},step=long")
+        for variant in ("dpo", "sera")
+        for noise in ("0.0", "0.4")
+    }
+    assert made(frontier="noise").families == made(frontier="source.noise").families
+    assert made(frontier="step", variants={}, grid={"step": CROSSED["grid"]["step"]}).families == {
+        "crossed": ("step=short", "step=long")
+    }
+    assert made().families == {}
 
 
-def test_where_a_process_dies_the_others_go_on(tmp_path):
-    variants = {"long": {}, "exit": {}, "b": {}, "kill": {}, "c": {}}
-    ablation = make_ablation({"name": "t", "base": "dpo", "variants": variants, "seeds": [0]}, HERE)
-    jobs = jobs_of(ablation, tmp_path)
-    results = list(run_all(jobs, live_or_die, 2))
-    assert sorted((each.arm, each.seed) for each in results) == sorted((job.arm.name, job.seed) for job in jobs)
-    assert all((job.out / "started").exists() for job in jobs)
-    failed = {each.arm for each in results if each.error is not None}
-    assert failed == {"exit", "kill"}
-    assert all("its process died" in each.error for each in results if each.arm in failed)
+def test_overrides_lie_over_the_settings_and_under_variants_and_axes():
+    arms = make_ablation(CROSSED, HERE, ["source.rho=0.6", "training.num_train_epochs=1", "objective.loss.beta=9"]).arms
+    short, sera = arms[0].settings, arms[4].settings
+    assert short["source"] == {"name": "world", "noise": 0.0, "rho": 0.6}
+    assert short["training"] == {"num_train_epochs": 1}
+    assert short["objective"]["loss"]["beta"] == 9
+    assert sera["objective"]["loss"]["beta"] == 0.3
 
 
-def result(arm, seed, win):
-    report = None if win is None else {"win_rate_vs_initial": {"mean": win, "low": 0, "high": 1, "n": 9}}
-    return Result(arm, seed, "", report, {}, "broke" if win is None else None)
+def test_another_source_takes_the_place_of_the_shipped_one():
+    ablation = read_ablation(locate_ablation("ablations/noise"), ["source=pairs.jsonl", "policy.model=mine"])
+    assert ablation.arms[1].settings["source"] == {"name": "pairs.jsonl", "noise": 0.1}
+    assert {arm.settings["policy"]["model"] for arm in ablation.arms} == {"mine"}
 
 
-def test_intervals_are_students_over_seeds():
-    found = estimate([0.5, 0.6, 0.7])
-    half = stats.t.ppf(0.975, 2) * 0.1 / 3**0.5
-    assert found.mean == pytest.approx(0.6)
-    assert (found.low, found.high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
-    assert estimate([0.5]).low is None
+def test_an_override_that_no_arm_heeds_is_refused():
+    with pytest.raises(ConfigError, match=r"'source.noise=0.3' would change nothing: every arm .* sets source.noise"):
+        make_ablation(CROSSED, HERE, ["source.noise=0.3"])
 
 
-def test_differences_are_paired_by_seed_and_leave_out_failed_runs():
-    results = [result("a", 0, 0.5), result("a", 1, 0.9), result("a", 2, None)]
-    results += [result("b", 0, 0.6), result("b", 1, 1.0), result("b", 2, 0.1)]
-    assert over_seeds(results, "a", "win_rate_vs_initial") == {0: 0.5, 1: 0.9}
-    gap = difference(results, "b", "a", "win_rate_vs_initial")
-    assert gap.mean == pytest.approx(0.1)
-    assert gap.high - gap.low == pytest.approx(0, abs=1e-12)
-    assert difference(results, "b", "c", "win_rate_vs_initial") is None
+def test_resources_are_the_ablation_s_unless_a_variant_has_its_own():
+    variants = {"dpo": {}, "sera": {"extends": "sera-dpo", "resources": {"memory": 2}}}
+    arms = made(variants=variants, resources={"cores": 2}, grid={}).arms
+    assert [(arm.resources.cores, arm.resources.memory) for arm in arms] == [(2, None), (None, 2.0)]
+    assert all("resources" not in arm.settings for arm in arms)
 
 
-def test_the_table_counts_failed_runs():
-    ablation = make_ablation({"name": "t", "base": "dpo", "variants": {"a": {}, "b": {}}, "baseline": "a"}, HERE)
-    table = ablation_table(ablation, [result("a", 0, 0.5), result("a", 1, None), result("b", 0, 0.75)])
-    columns = {column.header: list(column.cells) for column in table.columns}
-    assert columns["win rate"] == ["0.500", "0.750"]
-    assert columns["vs baseline"] == ["-", "+0.250"]
-    assert columns["failed"] == ["1", "-"]
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frontier": "stpe"}, r"frontier 'stpe' is no axis of the grid. Did you mean 'step'"),
+        ({"resources": {"core": 1}}, r"Unknown key 'resources.core'.*Known: cores, gpus, memory"),
+        ({"variants": {"dpo": {"resources": {"cores": 0}}}}, r"variants.dpo.resources: .*cores"),
+    ],
+)
+def test_mistakes_in_frontier_and_resources_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        made(**changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("3", (0, 1, 2)), ("1", (0,)), ("0,1,2", (0, 1, 2)), ("7,", (7,)), ("5, 2", (5, 2))]
+)
+def test_seeds_are_a_number_or_a_list(text, seeds):
+    assert read_seeds(text) == seeds
+    assert with_seeds(made(), seeds).seeds == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("0", "--seeds is a number"), ("a", "--seeds"), ("1,,2", "--seeds"), ("1,1", "1 is there twice")],
+)
+def test_seeds_that_are_none_are_refused(text, message):
+    with pytest.raises(ConfigError, match=message):
+        read_seeds(text)
+    with pytest.raises(ConfigError, match="at least one seed"):
+        with_seeds(made(), ())

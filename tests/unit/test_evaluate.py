@@ -157,12 +157,14 @@ class ByLength:
 
 
 def test_judge_grades_and_compares():
-    values, grades = of_judge(ByLength(), candidates(response(ids=(1, 2))), candidates(response(ids=(1,))), 0.95)
-    assert values["win_rate_vs_initial"]["mean"] == 1.0
-    assert values["gold_reward"]["mean"] == 2.0
-    assert grades is not None
-    assert grades.tolist() == [2.0]
-    assert of_judge(None, candidates(response()), candidates(response()), 0.95)[0]["win_rate_vs_initial"] is None
+    judged = of_judge(ByLength(), candidates(response(ids=(1, 2))), candidates(response(ids=(1,))), 0.95)
+    assert judged.values["win_rate_vs_initial"]["mean"] == 1.0
+    assert judged.values["gold_reward"]["mean"] == 2.0
+    assert judged.points is not None
+    assert judged.gold is not None
+    assert (judged.points.tolist(), judged.gold.tolist()) == ([1.0], [2.0])
+    nobody = of_judge(None, candidates(response()), candidates(response()), 0.95)
+    assert (nobody.values["win_rate_vs_initial"], nobody.points, nobody.gold) == (None, None, None)
 
 
 class Grading:
@@ -208,11 +210,16 @@ def three_prompts(*lengths):
 
 @pytest.mark.parametrize("gold", [False, True])
 def test_a_judge_that_only_grades(gold):
-    values, grades = of_judge(Grading(gold), three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)
-    assert values["win_rate_vs_initial"] == win_rate(["win", "tie", "loss"], 0.95)
-    assert grades is not None
-    assert grades.tolist() == [3.0, 2.0, 1.0]
-    assert values["gold_reward"] == (mean_interval(grades, 0.95) if gold else None)
+    judged = of_judge(Grading(gold), three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)
+    assert judged.values["win_rate_vs_initial"] == win_rate(["win", "tie", "loss"], 0.95)
+    assert judged.points is not None
+    assert judged.points.tolist() == [1.0, 0.5, 0.0]
+    if not gold:
+        assert (judged.gold, judged.values["gold_reward"]) == (None, None)
+        return
+    assert judged.gold is not None
+    assert judged.gold.tolist() == [3.0, 2.0, 1.0]
+    assert judged.values["gold_reward"] == mean_interval(judged.gold, 0.95)
 
 
 class Unsure(Grading):
@@ -225,18 +232,21 @@ class Unsure(Grading):
 
 def test_a_judge_without_a_grade_abstains():
     first, second = three_prompts(3, 1, 2), three_prompts(2, 2, 1)
-    values, _ = of_judge(Unsure(), first, second, 0.95)
+    judged = of_judge(Unsure(), first, second, 0.95)
+    values = judged.values
+    assert judged.points is not None
+    assert str(judged.points.tolist()) == "[1.0, nan, nan]"
     assert values["win_rate_vs_initial"] == win_rate(["win", "abstain", "abstain"], 0.95)
     assert (values["win_rate_vs_initial"]["abstained"], values["win_rate_vs_initial"]["ties"]) == (2, 0)
-    values, _ = of_judge(Unsure(), three_prompts(1, 1, 2), three_prompts(1, 2, 1), 0.95)
+    values = of_judge(Unsure(), three_prompts(1, 1, 2), three_prompts(1, 2, 1), 0.95).values
     assert values["win_rate_vs_initial"] is None
 
 
 @pytest.mark.parametrize("judge", [Comparing(), Costly()])
 def test_a_judge_that_only_compares_or_charges_for_grades(judge):
-    values, grades = of_judge(judge, three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)
-    assert values == {"win_rate_vs_initial": win_rate(["win", "abstain", "loss"], 0.95), "gold_reward": None}
-    assert grades is None
+    judged = of_judge(judge, three_prompts(3, 2, 1), three_prompts(1, 2, 3), 0.95)
+    assert judged.values == {"win_rate_vs_initial": win_rate(["win", "abstain", "loss"], 0.95), "gold_reward": None}
+    assert judged.gold is None
 
 
 def test_a_judge_that_does_neither_is_refused():
@@ -249,7 +259,7 @@ def test_judging_counts_prompts_not_samples():
         groups = tuple((response(p, (1,) * n), response(p, (1,) * m)) for p, n, m in (first, second))
         return Candidates(tuple(group[0].prompt for group in groups), groups)
 
-    values, _ = of_judge(ByLength(), twice(("a", 3, 5), ("b", 2, 2)), twice(("a", 1, 6), ("b", 1, 1)), 0.95)
+    values = of_judge(ByLength(), twice(("a", 3, 5), ("b", 2, 2)), twice(("a", 1, 6), ("b", 1, 1)), 0.95).values
     win, gold = values["win_rate_vs_initial"], values["gold_reward"]
     assert (win["mean"], win["n"]) == (0.75, 2)
     assert gold == mean_interval(np.array([4.0, 2.0]), 0.95)

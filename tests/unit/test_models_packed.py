@@ -142,6 +142,39 @@ def test_prompts_that_begin_alike_share_the_beginning():
         assert pack.ids.numel() == sum(len(group.prompt) + 8 for group in items)
 
 
+def test_prompts_with_one_beginning_go_together():
+    mixed = [
+        group
+        for pair in zip(*(opened(single.groups(0, ((4, (3,)),) * 3), 20, seed) for seed in (1, 2)), strict=True)
+        for group in pair
+    ]
+    packs = packed_batches(mixed, 40, CPU)
+    assert [pack.layout.opening for pack in packs] == [20, 20]
+    assert [pack.ids.numel() for pack in packs] == [38, 38]
+    assert [sorted(pack.responses) for pack in packs] == [[0, 2, 4], [1, 3, 5]]
+
+
+def test_a_pack_holds_few_copies_of_a_long_beginning():
+    items = opened(single.groups(0, ((4, (3,)),) * 30), 100)
+    packs = packed_batches(items, 200, CPU)
+    assert [len(pack.responses) for pack in packs] == [4] * 7 + [2]
+    assert len(packed_batches(items, None, CPU)) == 1
+
+
+def test_a_pack_shares_what_all_of_its_prompts_have():
+    beginnings = (12, 9, 15)
+    ids = np.arange(20, dtype=np.int32)
+    items = [Group(np.append(ids[:n], 40 + n).astype(np.int32), (ids[:3],)) for n in beginnings]
+    assert [pack.layout.opening for pack in packed_batches(items, None, CPU)] == [9]
+
+
+def test_a_long_prompt_is_not_repeated_for_responses_that_add_nothing():
+    items = single.groups(0, ((50, (1,) * 10),))
+    assert [pack.ids.numel() for pack in packed_batches(items, 40, CPU)] == [50]
+    items = single.groups(0, ((20, (6, 6, 6)),))
+    assert [pack.ids.numel() for pack in packed_batches(items, 30, CPU)] == [30, 25]
+
+
 def test_the_budget_counts_a_shared_beginning_once():
     items = opened(single.groups(0, ((4, (3,)), (4, (3,)), (4, (3,)))), 20)
     # 26 tokens for one, 6 more for each of the others.
@@ -241,6 +274,55 @@ def test_log_probs_of_the_head_equal_log_softmax(rows, words, bias, monkeypatch)
         torch.testing.assert_close(found, expected)
 
 
+def test_many_small_blocks_lose_no_probability():
+    """A sure token beside thousands of words that share 1e-4 of the probability."""
+    logits = torch.full((49152, 1), 25 - 19.3)
+    logits[7] = 25.0  # where single precision has steps of 2e-6
+    found = head._LinearLogps.apply(torch.ones(4096, 1), logits, None, torch.full((4096,), 7))
+    expected = logits[:, 0].double().log_softmax(0)[7]
+    assert expected < -1e-4
+    torch.testing.assert_close(found.double(), expected.expand(4096), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("rows", [16, 4096])
+def test_half_precision_of_the_head(rows, monkeypatch):
+    """States in bfloat16 meet a float32 weight; sums are float32, gradients have the dtypes of what they belong to."""
+    monkeypatch.setattr(head, "_ROWS", rows)
+    torch.manual_seed(0)
+    states, weight, bias = torch.randn(50, 32).bfloat16(), torch.randn(2000, 32), torch.randn(2000)
+    targets, slope = torch.randint(0, 2000, (50,)), torch.randn(50)
+    leaves = [tensor.clone().requires_grad_() for tensor in (states, weight, bias)]
+    found = head._LinearLogps.apply(*leaves, targets)
+    assert found.dtype is torch.float32
+    (found * slope).sum().backward()
+    exact = [tensor.double().requires_grad_() for tensor in (states, weight.bfloat16(), bias.bfloat16())]
+    expected = torch.nn.functional.linear(*exact).log_softmax(1).gather(1, targets[:, None])[:, 0]
+    (expected * slope).sum().backward()
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02)
+    for leaf, wanted in zip(leaves, exact, strict=True):
+        assert leaf.grad.dtype is leaf.dtype
+        assert float((leaf.grad.double() - wanted.grad).norm()) <= 0.01 * float(wanted.grad.norm())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 100, 4096, 10_000])
+def test_blocks_cover_everything_once_and_are_small(rows):
+    count = torch.zeros(rows, 5000, dtype=torch.int8)
+    for block in head._blocks(rows, 5000, CPU):
+        count[block] += 1
+        assert count[block].numel() <= head._CPU_BLOCK
+    assert bool((count == 1).all())
+
+
+def test_the_head_does_not_follow_the_default_dtype():
+    given_ = (torch.randn(3, 4), torch.randn(9, 4), None, torch.arange(3))
+    expected = head._LinearLogps.apply(*given_)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(head._LinearLogps.apply(*given_), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_head_gives_no_gradient_nobody_wants():
     states, weight = torch.randn(5, 6, requires_grad=True), torch.randn(single.VOCAB, 6)
     head._LinearLogps.apply(states, weight, None, torch.arange(5)).sum().backward()
@@ -316,6 +398,21 @@ def test_the_users_attention_means_padded_batches(caplog):
     assert [record.message for record in caplog.records] == [
         "LlamaForCausalLM is scored in padded batches: its attention is eager."
     ]
+
+
+def test_a_model_that_heeds_the_length_takes_responses_alone_and_whole():
+    model, other = single.build("llama"), single.build("llama")
+    for each in (model, other):
+        original = each.model.embed_tokens.forward
+        each.model.embed_tokens.forward = lambda ids, call=original: call(ids) * (1 + ids.shape[1] / 10)
+    found = engine_of(model)
+    assert found.alone
+    assert not found.packed
+    items = single.groups(2)
+    with torch.no_grad():
+        for budget in (None, 30):
+            sums = group_logps(model, items, token_budget=budget).sums
+            torch.testing.assert_close(sums, single.naive(other, items), rtol=1e-5, atol=1e-5)
 
 
 def test_a_model_whose_tokens_leak_is_padded():

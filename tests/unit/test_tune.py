@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sera_core.ablate import Result, jobs_of
+from sera_core.ablating.jobs import Result, jobs_of
 from sera_core.errors import ConfigError
 from sera_core.tune import (
     DEFAULT_PAIRS,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sera_core.errors import ConfigError, DataError
 from sera_core.evaluate.intervals import correlation, mean_interval
-from sera_core.evaluate.winrate import win_rate
+from sera_core.evaluate.winrate import points_of, win_rate
 from sera_core.protocols import Judge, Verdict
 from sera_core.records import Candidates, Floats, Pair, Response
 
@@ -45,23 +46,34 @@ def of_samples(log_ratios: Floats, samples: Candidates) -> dict[str, Any]:
     }
 
 
-def of_judge(
-    judge: Judge | None, samples: Candidates, baseline: Candidates, level: float
-) -> tuple[dict[str, Any], Floats | None]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """What a judge says of n samples: `values` as means with intervals, and what it said of each.
+
+    `points` float64 [n]: 1 for a win against the baseline's answer, 0.5 for a tie, 0 for a loss, nan for an abstention.
+    `gold` float64 [n]: gold grades. Each is None where there is none.
+    """
+
+    values: Mapping[str, Any]
+    points: Floats | None = None
+    gold: Floats | None = None
+
+
+def of_judge(judge: Judge | None, samples: Candidates, baseline: Candidates, level: float) -> Judged:
     """Win rate against the baseline's samples on the same prompts, and gold reward, with intervals over prompts.
 
     A judge that only grades decides comparisons by its grades: the higher wins, equal ones tie, nan abstains.
     Samples are not graded when nothing reads the grades: when the judge compares, and they are not gold.
 
     Returns:
-        The values (`gold_reward` is None unless the judge knows gold answers), and grades float64 [n] or None.
+        `win_rate_vs_initial` and `gold_reward`, which is None unless the judge knows gold answers, and each sample's.
 
     Raises:
         DataError: the two sets answer different prompts, or differ in samples per prompt.
         ConfigError: the judge neither grades nor compares.
     """
     if judge is None:
-        return {"win_rate_vs_initial": None, "gold_reward": None}, None
+        return Judged({"win_rate_vs_initial": None, "gold_reward": None})
     if [prompt.id for prompt in samples.prompts] != [prompt.id for prompt in baseline.prompts]:
         raise DataError("The policy and the baseline answered different prompts; evaluate both on one set.")
     groups = _prompt_numbers(samples)
@@ -72,8 +84,12 @@ def of_judge(
     grades = _grade(judge, own) if verdicts is None or judge.needs.gold else None
     if verdicts is None:
         verdicts = _by_grades(judge, grades, _grade(judge, other))
-    gold = mean_interval(grades, level, groups) if grades is not None and judge.needs.gold else None
-    return {"win_rate_vs_initial": win_rate(verdicts, level, groups), "gold_reward": gold}, grades
+    gold = grades if judge.needs.gold else None
+    values = {
+        "win_rate_vs_initial": win_rate(verdicts, level, groups),
+        "gold_reward": None if gold is None else mean_interval(gold, level, groups),
+    }
+    return Judged(values, points_of(verdicts), gold)
 
 
 def _prompt_numbers(samples: Candidates) -> list[int]:

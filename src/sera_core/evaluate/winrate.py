@@ -14,6 +14,11 @@ from sera_core.records import Floats
 _POINTS: Mapping[Verdict, float] = {"win": 1.0, "tie": 0.5, "loss": 0.0}
 
 
+def points_of(verdicts: Sequence[Verdict]) -> Floats:
+    """Points of each verdict, float64 [n]: 1, 0.5 or 0; nan for an abstention."""
+    return np.array([_POINTS.get(verdict, np.nan) for verdict in verdicts], dtype=np.float64)
+
+
 def win_rate(
     verdicts: Sequence[Verdict], level: float, groups: Sequence[int] | None = None
 ) -> Mapping[str, float] | None:

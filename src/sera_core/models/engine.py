@@ -84,6 +84,13 @@ def engine_of(model: nn.Module) -> Engine:
     return known
 
 
+def common(first: Engine, second: Engine) -> Engine:
+    """How batches are made that two models read: in the way that is exact for both."""
+    engine = min(first, second, key=lambda engine: engine.packed)
+    limits = [each.stretch for each in (first, second) if each.stretch is not None]
+    return replace(engine, alone=first.alone or second.alone, stretch=min(limits, default=None))
+
+
 def choose_attention(model: PreTrainedModel, attention: str) -> None:
     """Settle the engine of `model` as the user asked: packs with that attention, or padded batches with another's.
 

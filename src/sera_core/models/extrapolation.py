@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sera_core.errors import ModelError
 from sera_core.models.batches import Batch, Group, check_groups, response_sums, unwrap
-from sera_core.models.engine import engine_of
+from sera_core.models.engine import common, engine_of
 from sera_core.models.head import Head, chunk_size, target_logps
 from sera_core.models.logps import GroupLogps, check_sums
 
@@ -43,7 +43,7 @@ def extrapolated_logps(
     with reference() as model:
         engines = engine_of(policy), engine_of(model)
     # Both models read the same batches, in the way that is exact for both.
-    engine = min(engines, key=lambda engine: engine.packed)
+    engine = common(*engines)
     batches = engine.batches(groups, token_budget, device)
     parts = [_batch(policy, reference, batch, strength, chunk_size(vocabulary)) for batch in batches]
     sums = response_sums(batches, torch.cat(parts))

@@ -14,6 +14,7 @@ from transformers import TrainingArguments
 from sera_core.train.batch import PairDataset, collate
 from sera_core.train.dataset_values import DatasetValues
 from sera_core.train.effective import Moment, Part, gather, split_dataset, weigh_dataset
+from sera_core.train.last_seen import LastSeen
 from sera_core.train.measuring import Measurer
 from sera_core.train.order import Draw
 from sera_core.train.smoothing import splits_dataset
@@ -28,13 +29,14 @@ _MEASURED_TOGETHER = 512
 class DatasetScope:
     """What is decided for all pairs of `dataset` at once: `weights` by the reweighter, `split` by the smoother.
 
-    Each is None where its component acts on the effective batch instead.
+    Each is None where its component acts on the effective batch instead. `seen` is what training measured of each pair.
     """
 
     algebra: Algebra
     dataset: PairDataset
     weights: DatasetValues | None
     split: DatasetValues | None
+    seen: LastSeen
 
     def split_of(self, indices: Tensor) -> tuple[Tensor, Tensor] | None:
         """(keep [b], flip [b]) of the pairs with `indices` int64 [b], None where the training set is not split."""
@@ -71,7 +73,7 @@ class DatasetScope:
 
     def components(self) -> dict[str, Any]:
         """What must survive a checkpoint, by name."""
-        named = {"dataset weights": self.weights, "dataset split": self.split}
+        named = {"dataset weights": self.weights, "dataset split": self.split, "pairs last seen": self.seen}
         return {name: values for name, values in named.items() if values is not None}
 
     @torch.no_grad()
@@ -111,4 +113,4 @@ def dataset_scope(algebra: Algebra, dataset: PairDataset, effective_batch: int) 
         weights = DatasetValues(pairs, every(algebra.reweighter.needs.dataset_every), (1.0,))
     if splits_dataset(algebra.smoother):
         split = DatasetValues(pairs, every(algebra.smoother.needs.dataset_every), (1.0, 0.0))
-    return DatasetScope(algebra, dataset, weights, split)
+    return DatasetScope(algebra, dataset, weights, split, LastSeen(pairs))

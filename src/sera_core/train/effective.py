@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from sera_core.train.step import Algebra, PairLosses, batch_stats, concatenate, 
 from sera_core.train.weighing import Weighed, weigh, weighs_dataset, weighs_whole_batch
 
 _NO_EXTRAS = Extras()
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +87,17 @@ def gather(parts: list[Part], world: int, device: torch.device) -> list[list[Par
     """The parts of all `world` ranks by rank, on this rank's `device`."""
     if world == 1:
         return [parts]
-    ranks: list[Any] = [None] * world
-    dist.all_gather_object(ranks, [part.to(torch.device("cpu")) for part in parts])
+    ranks = of_ranks([part.to(torch.device("cpu")) for part in parts], world)
     return [[part.to(device) for part in rank] for rank in ranks]
+
+
+def of_ranks(value: Value, world: int) -> list[Value]:
+    """The `value` of each of `world` ranks, by rank, on all of them; tensors in it are on the CPU."""
+    if world == 1:
+        return [value]
+    ranks: list[Any] = [None] * world
+    dist.all_gather_object(ranks, value)
+    return ranks
 
 
 def pair_batch(algebra: Algebra, logps: PairLogps, extras: Extras, moment: Moment) -> PairBatch:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from sera_core.errors import ConfigError, ModelError, StoreError
+from sera_core.evidence import TRAINED, write_evidence
 from sera_core.meter import Meter
 from sera_core.models.engine import engine_of
 from sera_core.models.load import quiet, save_policy
@@ -40,6 +41,7 @@ from sera_core.train.checkpoint import (
 )
 from sera_core.train.checks import check_moved, check_trainable, disable_dropout, sample_parameters
 from sera_core.train.dataset_scope import DatasetScope, dataset_scope
+from sera_core.train.effective import of_ranks
 from sera_core.train.lora import LoraOptions, merge, wrap_lora
 from sera_core.train.measuring import Measurer, reference_model
 from sera_core.train.needs import check_needs
@@ -48,6 +50,8 @@ from sera_core.train.seeds import training_seed
 from sera_core.train.step import Algebra
 from sera_core.train.trainer import PairTrainer
 
+# A row per training pair, as it was when training saw it last.
+EVIDENCE = "pairs.arrow"
 _FEWEST_STEPS_BETWEEN = 10
 
 
@@ -105,7 +109,7 @@ class TrainResult:
 
 
 def train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> TrainResult:
-    """Train, save the model under ``workdir/model`` and the step records in ``workdir/steps.jsonl``.
+    """Train; save the model under ``workdir/model``, step records in ``steps.jsonl``, pairs as seen in ``pairs.arrow``.
 
     Killed at any moment and called again with the same request, it continues from the last complete checkpoint and
     ends with the same bytes. `on_step` hears of every step done in this call.
@@ -161,6 +165,7 @@ def _train(request: TrainRequest, on_step: Callable[[StepRecord], None]) -> Trai
     cast_back(model, start.dtypes)
     check_moved(start.sample, model)
     if arguments.should_save:
+        write_evidence(folder / EVIDENCE, TRAINED, scope.seen.columns(request.pairs.pairs))
         _save(model, request)
         delete_checkpoints(folder)
     _barrier(arguments)
@@ -293,10 +298,7 @@ def _save(model: PreTrainedModel, request: TrainRequest) -> None:
 
 def _count(meter: Meter | None, tokens: Meter, arguments: TrainingArguments) -> None:
     """Add the tokens of all ranks to `meter`."""
-    ranks: list[Any] = [tokens]
-    if arguments.world_size > 1:
-        ranks = [None] * arguments.world_size
-        dist.all_gather_object(ranks, tokens)
+    ranks = of_ranks(tokens, arguments.world_size)
     if meter is not None:
         for each in ranks:
             meter.add(each)

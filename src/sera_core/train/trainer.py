@@ -20,7 +20,8 @@ from sera_core.train.batch import PairDataset, PairInputs, collate
 from sera_core.train.callbacks import FollowEpoch
 from sera_core.train.checks import check_finite, check_margins_zero, check_reference
 from sera_core.train.dataset_scope import DatasetScope
-from sera_core.train.effective import Fixed, Moment, Part, fix, gather, needs_whole_batch, pair_batch
+from sera_core.train.effective import Fixed, Moment, Part, fix, gather, needs_whole_batch, of_ranks, pair_batch
+from sera_core.train.last_seen import pair_rows
 from sera_core.train.measuring import Extras, Measurer
 from sera_core.train.metrics import micro_sums, step_metrics
 from sera_core.train.order import EpochBatches
@@ -86,6 +87,7 @@ class PairTrainer(Trainer):
         self._extras: list[Extras] = []
         self._fixed: list[Fixed | None] = []
         self._rows: list[Tensor] = []
+        self._seen: list[Tensor] = []
         self._reported: dict[str, float] = {}
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -139,6 +141,7 @@ class PairTrainer(Trainer):
         check_finite(result.losses.detach(), self.state.global_step + 1, inputs.ids)
         weights = self._weights(inputs, result, fixed)
         self._rows.append(micro_sums(result, logps, weights, inputs.flipped))
+        self._seen.append(pair_rows(self._batches[slot].indices, result, weights))
         loss: Tensor = reduce(result, weights, num_items_in_batch) * self.args.world_size
         return loss
 
@@ -195,7 +198,7 @@ class PairTrainer(Trainer):
         It happens here and not while fetching because a resumed run restores its random state in between. It passes by
         the data-parallel wrapper, whose forward passes must be equally many on all ranks.
         """
-        self._rows, self._reported = [], {}
+        self._rows, self._seen, self._reported = [], [], {}
         self._live = [batch.to(self.args.device) for batch in self._batches]
         if self._unmoved():
             self._live = [self._explained(batch, self._measurer.with_live_reference) for batch in self._live]
@@ -280,13 +283,10 @@ class PairTrainer(Trainer):
                 check_reference(side, values[0], values[1], length, live.ids, dtype)
 
     def _record(self, logs: dict[str, float]) -> StepRecord:
-        """The finished step's metrics over all its micro-batches and ranks."""
-        rows = torch.stack(self._rows) if self._rows else None
-        if self.args.world_size > 1:
-            ranks: list[Any] = [None] * self.args.world_size
-            dist.all_gather_object(ranks, rows)
-            rows = torch.cat([part for part in ranks if part is not None])
-        assert rows is not None  # noqa: S101  # rank 0 always holds a counted pair
+        """The finished step's metrics over all its micro-batches and ranks, and what it saw of each pair."""
+        ranks = of_ranks((self._rows, self._seen), self.args.world_size)
+        rows = torch.stack([row for own, _ in ranks for row in own])
+        self._scope.seen.put(torch.cat([part for _, seen in ranks for part in seen]))
         objective, reweighter = self._algebra.objective, self._algebra.reweighter
         weighted = weighs_whole_batch(reweighter) or weighs_dataset(reweighter)
         metrics = step_metrics(rows, reference=objective.needs.reference, weighted=weighted) | self._reported

@@ -1,0 +1,56 @@
+"""A page as Markdown, its figures as SVG files beside it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from sera_core.report.blocks import Figure, Page, Section, Table, Text
+from sera_core.report.draw import name_of
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$])")
+
+
+def markdown(page: Page, folder: str) -> str:
+    """The text; `folder` is where its figures lie, as ``<name_of>.svg``, relative to it."""
+    lines = [f"# {escaped(page.title)}", "", escaped(page.lead), ""]
+    if page.warnings:
+        lines += ["## Warnings", "", *(f"- {escaped(warning)}" for warning in page.warnings), ""]
+    for section in page.sections:
+        lines += _section(section, folder)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def _section(section: Section, folder: str) -> Iterator[str]:
+    yield from (f"## {escaped(section.title)}", "")
+    for block in section.blocks:
+        if isinstance(block, Text):
+            yield from (escaped(block.text), "")
+        elif isinstance(block, Table):
+            yield from _table(block)
+        else:
+            yield from _figure(block, folder)
+
+
+def _table(table: Table) -> Iterator[str]:
+    yield from (f"**{escaped(table.title)}**", "", _row(table.columns), _row(["---"] * len(table.columns), raw=True))
+    yield from map(_row, table.rows)
+    yield ""
+    if table.note:
+        yield from (escaped(table.note), "")
+
+
+def _row(cells: Sequence[str], *, raw: bool = False) -> str:
+    return f"| {' | '.join(cell if raw else escaped(cell) for cell in cells)} |"
+
+
+def _figure(figure: Figure, folder: str) -> Iterator[str]:
+    yield from (escaped(figure.caption), "")
+    for number, chart in enumerate(figure.charts):
+        shown = f"{escaped(chart.title)}: {escaped(chart.y_name)} by {escaped(chart.x_name)}"
+        yield from (f"![{shown}]({folder}/{name_of(figure, number)}.svg)", "")
