@@ -111,6 +111,12 @@ def test_commands_exist(where, line):
         command = typer.main.get_command(app)
         name, sub, rest = command.resolve_command(click.Context(command), arguments)
         sub.make_context(name, rest)
+    elif program == "python":
+        script, *given = arguments
+        text = (ROOT / script).read_text(encoding="utf-8")
+        assert script.startswith("benchmarks/"), where
+        for option in (each for each in given if each.startswith("--")):
+            assert f'"{option}"' in text, f"{where}: {script} has no {option}"
     else:
         assert program in {"pip", "pre-commit"}, where
 
