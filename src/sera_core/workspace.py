@@ -102,7 +102,8 @@ class Workspace:
         self.out, self.cache, self.ranks, self.meter = out, cache, ranks or Ranks(), Meter()
         try:
             out.mkdir(parents=True, exist_ok=True)
-            (cache / _CLAIMS).mkdir(parents=True, exist_ok=True)
+            cache.mkdir(parents=True, exist_ok=True)
+            (cache / _CLAIMS).mkdir(exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"Cannot create the folder {error.filename}: {error.strerror}. Choose another --out or --cache."
