@@ -48,8 +48,8 @@ def assert_close(first: Path, second: Path) -> None:
     assert {name: value for name, value in found.items() if name not in numbers} == {
         name: value for name, value in expected.items() if name not in numbers
     }
-    for run in (path for path in second.glob("*/seed-*") if path.is_dir()):
-        assert artefact_hashes(first / run.relative_to(second)).keys() == artefact_hashes(run).keys()
+    for run in (path for path in first.glob("*/seed-*") if path.is_dir()):
+        assert artefact_hashes(run).keys() == artefact_hashes(second / run.relative_to(first)).keys()
 
 
 def flat(value: Any, place: str = "") -> dict[str, Any]:
