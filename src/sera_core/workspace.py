@@ -25,7 +25,7 @@ from sera_core.ranks import Ranks
 _RECORD = "stage.json"
 _FORMAT = 2
 # Locks by stage, below the cache; the operating system releases those of a process that dies.
-_CLAIMS = "claims"
+CLAIMS = "claims"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Workspace:
         try:
             out.mkdir(parents=True, exist_ok=True)
             cache.mkdir(parents=True, exist_ok=True)
-            (cache / _CLAIMS).mkdir(exist_ok=True)
+            (cache / CLAIMS).mkdir(exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"Cannot create the folder {error.filename}: {error.strerror}. Choose another --out or --cache."
@@ -160,7 +160,7 @@ class Workspace:
             alone = found is None and not together
             return _compute(Ranks(), self.meter, name, partial, cached, key, compute) if alone else found
 
-        with FileLock(self.cache / _CLAIMS / cached.name) if self.ranks.main else nullcontext():
+        with FileLock(self.cache / CLAIMS / cached.name) if self.ranks.main else nullcontext():
             return self.ranks.on_main(settle) or _compute(self.ranks, self.meter, name, partial, cached, key, compute)
 
     def remove_strangers(self, pattern: str) -> None:

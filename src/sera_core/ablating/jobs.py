@@ -10,6 +10,7 @@ from typing import Any
 
 from sera_core.ablation import Ablation, Arm
 from sera_core.errors import SeraError
+from sera_core.workspace import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +73,9 @@ def read_result(arm: str, seed: int, out: Path) -> Result:
         SeraError: `out` holds no finished run.
     """
     try:
-        manifest = _json(out / "manifest.json")
+        manifest = read_json(out / "manifest.json")
         iteration = int(manifest["final_iteration"])
-        report = _json(out / f"iter_{iteration}" / "report.json")
+        report = read_json(out / f"iter_{iteration}" / "report.json")
         lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError, KeyError) as error:
         raise SeraError(f"{out} holds no finished run ({error}). Run the ablation again to finish it.") from error
@@ -89,7 +90,7 @@ def read_result(arm: str, seed: int, out: Path) -> Result:
 def stages_in(out: Path) -> dict[str, StageTime]:
     """The stages in a run's folder by their place in it, such as ``iter_1/train``."""
     found = sorted([*out.glob("*/stage.json"), *out.glob("iter_*/*/stage.json")])
-    records = {file.parent.relative_to(out).as_posix(): _json(file) for file in found}
+    records = {file.parent.relative_to(out).as_posix(): read_json(file) for file in found}
     return {where: StageTime(record["key"], float(record["seconds"])) for where, record in records.items()}
 
 
@@ -106,7 +107,3 @@ def from_plain(raw: Mapping[str, Any]) -> Result:
     """
     stages = {where: StageTime(**stage) for where, stage in raw["stages"].items()}
     return Result(**{**raw, "stages": stages})
-
-
-def _json(path: Path) -> Any:  # noqa: ANN401
-    return json.loads(path.read_text(encoding="utf-8"))

@@ -10,7 +10,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from sera_core.ablating.stages import POLICY, Foreseen
-from sera_core.workspace import read_json
+from sera_core.workspace import CLAIMS, read_json
 
 
 class Ledger:
@@ -19,7 +19,7 @@ class Ledger:
     def __init__(self, cache: Path) -> None:
         """`cache` is the cache of the runs."""
         self._cache = cache
-        self.claims = cache / "claims"
+        self.claims = cache / CLAIMS
         self._notes, self._times = cache / "foreseen" / "keys", cache / "foreseen" / "seconds"
 
     def note(self, stage: Foreseen, key: str, seconds: float, *, reused: bool) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from sera_core.report.blocks import Block, Chart, Figure, Section, Series, Text
 from sera_core.report.signs import Histories
 from sera_core.report.study import Study
+from sera_core.statistics.outcomes import reported
 
 # A chart with more lines than it has colours cannot be read.
 LINES = 8
@@ -23,14 +23,6 @@ CURVES: tuple[tuple[str, str, str], ...] = (
 
 # What the initial policy is to itself.
 _BY_DEFINITION = {"win_rate_vs_initial": 0.5, "kl_to_initial": 0.0, "chosen_logp_drift": 0.0}
-
-
-def value_of(report: Mapping[str, Any], name: str) -> float | None:
-    """One number of a report; the mean where it holds an interval."""
-    found = report.get(name)
-    if isinstance(found, Mapping):
-        found = found["mean"]
-    return None if found is None else float(found)
 
 
 def learning_curves(study: Study, histories: Histories) -> Section:
@@ -64,7 +56,7 @@ def values_of(study: Study, histories: Histories, arm: str, name: str) -> dict[i
     for run in study.of(arm):
         start = histories[run.arm, run.seed][0]
         known = {"response_length": start.length, "eos_rate": start.ended, **_BY_DEFINITION}
-        for iteration, value in ((0, known.get(name)), *((r["iteration"], value_of(r, name)) for r in run.reports)):
+        for iteration, value in ((0, known.get(name)), *((r["iteration"], reported(r, name)) for r in run.reports)):
             if value is not None:
                 found.setdefault(int(iteration), []).append(value)
     return found if max(found, default=0) else {}

@@ -10,7 +10,7 @@ import numpy as np
 
 from sera_core.report.blocks import Block, Section, Table, Text, number
 from sera_core.report.study import Study
-from sera_core.statistics.intervals import WHOLE, Outcomes, mean_interval
+from sera_core.statistics.intervals import SHARE, WHOLE, Outcomes, mean_interval
 from sera_core.statistics.metrics import GOLD
 from sera_core.statistics.outcomes import read_outcomes
 
@@ -75,7 +75,7 @@ def matrix(gold: Mapping[str, Outcomes], label: str) -> Table:
 
 
 def _share(ours: Outcomes, theirs: Outcomes) -> Share:
-    found = mean_interval(points(ours, theirs), (0.0, 1.0))
+    found = mean_interval(points(ours, theirs), SHARE)
     if found is None:
         return _NOTHING
     clear = found.low is not None and found.high is not None and not found.low <= 0.5 <= found.high
