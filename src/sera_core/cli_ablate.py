@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from sera_core.ablation import Ablation
 
 FAILED = 1
-_GB = 1e9
 # What shells use for a program stopped by Ctrl-C.
 _INTERRUPTED = 130
 
@@ -42,14 +41,13 @@ def ablate(
     """Compare variants over seeds. Interrupted or extended, the same command computes only what is missing."""
     from sera_core.ablating.run import How
     from sera_core.ablation import locate_ablation, read_ablation, read_seeds, with_seeds
-    from sera_core.executors.budget import Budget
+    from sera_core.executors import budget_of
 
     ablation = read_ablation(locate_ablation(config), overrides or [])
     if seeds is not None:
         ablation = with_seeds(ablation, read_seeds(seeds))
     folder = out or Path("runs") / ablation.name
-    at_a_time = 1 if processes is None and executor == "local" else processes
-    budget = Budget(at_a_time, cores, None if memory is None else memory * _GB)
+    budget = budget_of(executor, processes, cores, memory)
     how = How(cache=cache, executor=executor, budget=budget, verify=verify)
     if plan_only:
         _show_plan(ablation, folder, how, as_json)

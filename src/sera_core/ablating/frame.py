@@ -11,9 +11,8 @@ import pandas as pd
 from sera_core.ablating.jobs import Result
 from sera_core.ablating.run import How, run_ablation
 from sera_core.ablation import Ablation, Arm, locate_ablation, make_ablation, read_ablation, with_seeds
-from sera_core.executors.budget import Budget
+from sera_core.executors import budget_of
 
-_GB = 1e9
 # Report fields that are the interval of another field.
 _INTERVALS = {"kl_interval": "kl_to_initial"}
 
@@ -56,8 +55,7 @@ def ablate(
     if seeds is not None:
         ablation = with_seeds(ablation, range(seeds) if isinstance(seeds, int) else seeds)
     folder = Path(out) if out is not None else Path("runs") / ablation.name
-    at_a_time = 1 if processes is None and executor == "local" else processes
-    budget = Budget(at_a_time, cores, None if memory is None else memory * _GB)
+    budget = budget_of(executor, processes, cores, memory)
     how = How(cache=None if cache is None else Path(cache), executor=executor, budget=budget)
     return frame_of(ablation, run_ablation(ablation, folder, how))
 

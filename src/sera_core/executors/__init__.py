@@ -8,7 +8,7 @@ from typing import Protocol
 from sera_core.ablating.jobs import Result
 from sera_core.ablating.work import Task
 from sera_core.errors import ConfigError, suggest
-from sera_core.executors.budget import Budget
+from sera_core.executors.budget import GB, Budget
 
 NAMES = ("local", "ray")
 Work = Callable[..., Result]
@@ -37,6 +37,16 @@ def check_executor(name: str) -> None:
     """Refuse the name of no executor, with ConfigError."""
     if name not in NAMES:
         raise ConfigError(f"There is no executor '{name}'. {suggest(name, NAMES)}")
+
+
+def budget_of(name: str, processes: int | None, cores: int | None, gigabytes: float | None) -> Budget:
+    """The budget that a user asked for; of processes on this machine there is one unless told otherwise.
+
+    Raises:
+        ConfigError: one of the numbers is not positive.
+    """
+    at_a_time = 1 if processes is None and name == "local" else processes
+    return Budget(at_a_time, cores, None if gigabytes is None else gigabytes * GB)
 
 
 def make_executor(name: str, work: Work, budget: Budget, heard: Callable[[], None]) -> Executor:

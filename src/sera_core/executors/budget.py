@@ -11,9 +11,9 @@ from typing import Any
 from sera_core.ablating.work import Task
 from sera_core.errors import ConfigError
 
-_GB = 1e9
+GB = 1e9
 # What an interpreter with torch and transformers takes, and a small model with it.
-_EMPTY = 1.0 * _GB
+_EMPTY = 1.0 * GB
 _SHARE = 0.9
 # Weights, gradients and two moments in float32, the reference or another policy beside it, and activations.
 _COPIES = 6
@@ -69,7 +69,7 @@ class Budget:
     def bytes(self, task: Task) -> float:
         """The memory of a run: the arm's own number, else the most measured so far, else an estimate."""
         own = task.job.arm.resources.memory
-        return own * _GB if own is not None else float(self.peak or estimate(task.job.settings))
+        return own * GB if own is not None else float(self.peak or estimate(task.job.settings))
 
     def fits(self, task: Task, running: Iterable[Task]) -> bool:
         """Whether a task fits beside those that run; alone it always does."""
