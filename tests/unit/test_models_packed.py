@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from sera_core.models import attention, batches, engine, flex, head, trial
 from sera_core.models.attention import Layout, Shape, group_mask
 from sera_core.models.batches import Group
 from sera_core.models.engine import engine_of
+from sera_core.models.extrapolation import extrapolated_logps
 from sera_core.models.load import load_policy, load_tokenizer, resolve_model
 from sera_core.models.logps import group_logps
 from sera_core.models.packed import packed_batches
@@ -482,9 +484,11 @@ def test_packs_on_a_gpu_equal_padded_batches(family, attention_name):
         assert float((found - wanted).norm()) <= 1e-3 * float(wanted.norm()) + 1e-6
 
 
-@pytest.mark.parametrize("rope", [{"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "longrope"}])
-def test_positions_that_stretch_are_not_shared(rope):
-    """What such embeddings do to a response depends on the longest sequence beside it, so long ones go alone."""
+STRETCHING = pytest.mark.parametrize("rope", [{"rope_type": "dynamic", "factor": 2.0}, {"rope_type": "longrope"}])
+
+
+def stretching(rope):
+    """A model whose rotary embeddings change from 40 tokens on, with weights large enough for that to show."""
     given = {"rope_theta": 10000.0, **rope}
     if rope["rope_type"] == "longrope":
         given |= {"short_factor": [1.0] * 4, "long_factor": [2.0, 3.0, 4.0, 5.0], "factor": 4.0}
@@ -495,12 +499,37 @@ def test_positions_that_stretch_are_not_shared(rope):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
+    return model
+
+
+@STRETCHING
+def test_positions_that_stretch_are_not_shared(rope):
+    """What such embeddings do to a response depends on the longest sequence beside it, so long ones go alone."""
+    model = stretching(rope)
+    with torch.no_grad():
         items = single.groups(0, ((20, (5, 60, 10)), (3, (90,)), (4, (7, 8))))
         found = group_logps(model, items)
         torch.testing.assert_close(found.sums, single.naive(model, items), rtol=1e-5, atol=1e-5)
     assert engine_of(model).packed
     assert engine_of(model).stretch == 40
     assert found.lengths.tolist() == [5, 60, 10, 90, 7, 8]
+
+
+@STRETCHING
+@pytest.mark.parametrize("length", [30, 45])
+def test_what_stretched_before_is_forgotten(rope, length):
+    """After a longer row, a row of exactly 40 tokens and a longer one are scored as by a fresh model."""
+    items = single.groups(0, ((10, (length,)),))
+    with torch.no_grad():
+        expected = single.naive(stretching(rope), items)
+        models = stretching(rope), stretching(rope)
+        for model in models:
+            engine_of(model)  # whose trial of short rows comes with the first use
+            single.naive(model, single.groups(1, ((10, (90,)),)))
+        found = group_logps(models[0], items).sums
+        mixed = extrapolated_logps(models[1], lambda: nullcontext(models[1]), items, 1.0).sums
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mixed, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_an_adapter_on_the_head_counts_whenever_it_came():

@@ -60,7 +60,8 @@ class Engine:
             return make(groups, token_budget, device)
         short, long = _divided(groups, self.stretch)
         found = _numbered(make(short[0], token_budget, device), short[1])
-        # From short to long: transformers' dynamic embeddings stay as the longest sequence so far has left them.
+        # From short to long: transformers' dynamic embeddings stay as the longest sequence so far has left them, which
+        # `forget_lengths` undoes.
         return found + _numbered(padded_batches(long[0], 1, device, whole=True), long[1])[::-1]
 
 
@@ -89,6 +90,17 @@ def common(first: Engine, second: Engine) -> Engine:
     engine = min(first, second, key=lambda engine: engine.packed)
     limits = [each.stretch for each in (first, second) if each.stretch is not None]
     return replace(engine, alone=first.alone or second.alone, stretch=min(limits, default=None))
+
+
+def forget_lengths(model: nn.Module) -> None:
+    """Take dynamic rotary embeddings back to short sequences: earlier calls leave them as their longest row had them.
+
+    To be called before the batches of an engine that stretches; other models are left alone.
+    """
+    if engine_of(model).stretch is not None:
+        inner = unwrap(model)
+        with steady(inner):
+            inner(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=inner.device), use_cache=False)
 
 
 def choose_attention(model: PreTrainedModel, attention: str) -> None:

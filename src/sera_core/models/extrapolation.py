@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sera_core.errors import ModelError
 from sera_core.models.batches import Batch, Group, check_groups, response_sums, unwrap
-from sera_core.models.engine import common, engine_of
+from sera_core.models.engine import common, engine_of, forget_lengths
 from sera_core.models.head import Head, chunk_size, target_logps
 from sera_core.models.logps import GroupLogps, check_sums
 
@@ -40,7 +40,9 @@ def extrapolated_logps(
     device = next(policy.parameters()).device
     if not groups:
         return GroupLogps(torch.zeros(0, device=device), torch.zeros(0, dtype=torch.int64, device=device))
+    forget_lengths(policy)
     with reference() as model:
+        forget_lengths(model)
         engines = engine_of(policy), engine_of(model)
     # Both models read the same batches, in the way that is exact for both.
     engine = common(*engines)

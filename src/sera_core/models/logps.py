@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sera_core.errors import ModelError
 from sera_core.models.batches import Group, check_groups, response_sums, unwrap
-from sera_core.models.engine import engine_of
+from sera_core.models.engine import engine_of, forget_lengths
 from sera_core.models.head import Head
 
 __all__ = ["Group", "GroupLogps", "default_budget", "group_logps"]
@@ -55,6 +55,7 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
     if not len(lengths):
         return GroupLogps(torch.zeros(0, device=device), lengths)
     engine = engine_of(model)
+    forget_lengths(model)
     batches = engine.batches(groups, token_budget, device)
     heads = [Head(model, batch, plain=engine.plain) for batch in batches]
     # One pass through the head for all batches: its weight gradient is as large as the vocabulary.

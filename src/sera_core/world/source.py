@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -103,7 +104,7 @@ class World:
             pairs=pairs,
             validation=validation,
             evaluation=evaluation,
-            prompts={"fresh": fresh, "sft": _demos(rules, seed)},
+            prompts={"fresh": fresh, "sft": _demos(seed)},
             probes={"rho0": _pairs(rules, seed, "probe", PROBE, 0.0, 0.0)},
             fingerprint=self._fingerprint(seed, pairs),
         )
@@ -153,6 +154,9 @@ def _pairs(rules: Rules, seed: int, name: str, count: int, rho: float, noise: fl
     return tuple(pairs)
 
 
-def _demos(rules: Rules, seed: int) -> tuple[TextPrompt, ...]:
+@lru_cache(maxsize=2)
+def _demos(seed: int) -> tuple[TextPrompt, ...]:
+    """The demonstrations of a seed; every setting of a seed shares them, and writing them takes seconds."""
+    rules = Rules.draw(seed)
     drawn = islice(demonstrations(rules, seed), DEMOS)
     return tuple(_prompt(rules, f"sft-{i:05d}", question, " ".join(words)) for i, (question, words) in enumerate(drawn))
