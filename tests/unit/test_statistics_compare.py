@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from sera_core.errors import ConfigError
-from sera_core.statistics.compare import compare, holm, p_value, seeds_needed, verdict_of
+from sera_core.statistics.compare import compare, holm, p_text, p_value, seeds_needed, verdict_of
 from sera_core.statistics.intervals import ALPHA, WHOLE, Interval, mean_interval
 from sera_core.statistics.metrics import GOLD, KL, METRICS, WIN_RATE, metric_of
 
@@ -51,7 +51,7 @@ def test_identical_arms_differ_by_exactly_nothing():
     arm = {seed: {f"{i}": float(i % 2) for i in range(20)} for seed in range(3)}
     (found,) = compare({"a": arm, "b": arm}, {"a": "b"}, WIN_RATE)
     assert (found.difference.mean, found.difference.se, found.p, found.p_holm) == (0, 0, 1, 1)
-    assert (found.verdict, found.seeds_needed) == ("not distinguishable", None)
+    assert (found.verdict, found.seeds_needed, found.needed_shown) == ("not distinguishable", None, "-")
 
 
 def test_one_seed_gives_no_verdict():
@@ -139,3 +139,11 @@ def test_no_effect_size_is_beyond_the_power_function(mean, shared):
     needed = seeds_needed(difference(mean, 0.5, shared=shared))
     assert needed is None if mean == 1e-3 else needed >= 2
     assert seeds_needed(difference(3.0, 0.5)) == 4
+
+
+def test_figures_of_a_comparison_as_tables_show_them():
+    assert (p_text(0.0004), p_text(0.0304), p_text(None)) == ("<0.001", "0.030", "-")
+    tiny = {seed: {f"{i}": 0.5 + 1e-7 * (seed == 0) for i in range(3)} for seed in range(3)}
+    noisy = {seed: {f"{i}": 0.5 + (seed - 1) * 0.1 for i in range(3)} for seed in range(3)}
+    (small,) = compare({"a": tiny, "b": noisy}, {"a": "b"}, WIN_RATE)
+    assert (small.seeds_needed, small.needed_shown) == (None, ">10000")

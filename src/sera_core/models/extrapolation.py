@@ -13,6 +13,7 @@ from sera_core.models.batches import Batch, Group, check_groups, response_sums, 
 from sera_core.models.engine import common, engine_of, forget_lengths
 from sera_core.models.head import Head, chunk_size, target_logps
 from sera_core.models.logps import GroupLogps, check_sums
+from sera_core.models.products import fast_products
 
 
 @torch.no_grad()
@@ -47,7 +48,8 @@ def extrapolated_logps(
     # Both models read the same batches, in the way that is exact for both.
     engine = common(*engines)
     batches = engine.batches(groups, token_budget, device)
-    parts = [_batch(policy, reference, batch, strength, chunk_size(vocabulary)) for batch in batches]
+    with fast_products(policy):
+        parts = [_batch(policy, reference, batch, strength, chunk_size(vocabulary)) for batch in batches]
     sums = response_sums(batches, torch.cat(parts))
     check_sums(sums)
     return GroupLogps(

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from sera_core.errors import ModelError
 from sera_core.models.batches import Batch, unwrap
+from sera_core.models.products import fast_products, product
 
 # Token logits that exist at once where all of a position's are needed together.
 _ELEMENTS = 2**24
@@ -92,7 +93,9 @@ class Head:
         return torch.cat([checkpoint(self._logps, *part, use_reentrant=False) for part in parts])
 
     def _logps(self, states: Tensor, targets: Tensor) -> Tensor:
-        return target_logps(self.logits(states), targets)
+        # Here too, so that the checkpoint's second pass multiplies as the first did.
+        with fast_products(self._model):
+            return target_logps(self.logits(states), targets)
 
 
 def target_logps(logits: Tensor, targets: Tensor) -> Tensor:
@@ -185,11 +188,11 @@ class _LinearLogps(torch.autograd.Function):
             slopes.scatter_add_(1, column, (gradient[rows] * inside)[:, None])
             rounded = slopes.to(states.dtype)
             if by_states is not None:
-                _add(by_states[rows], words.start > 0, rounded, weight[words].to(states.dtype))
+                _add(by_states[rows], words.start > 0, product(rounded, weight[words].to(states.dtype).t()))
             if by_weight is not None:
-                _add(by_weight[words], rows.start > 0, rounded.T, states[rows])
+                _add(by_weight[words], rows.start > 0, rounded.T @ states[rows])
             if by_bias is not None:
-                _add(by_bias[words, None], rows.start > 0, slopes.T, torch.ones_like(slopes[:, :1]))
+                _add(by_bias[words], rows.start > 0, slopes.sum(0))
         found = [None if total is None else total.to(tensor.dtype) for total, tensor in zip(sums, wanted, strict=True)]
         return found[0], found[1], found[2], None
 
@@ -207,7 +210,7 @@ def _blocks(rows: int, words: int, device: torch.device) -> Iterator[tuple[slice
 def _logits(states: Tensor, weight: Tensor, bias: Tensor | None, words: slice) -> Tensor:
     """Float32 logits [t, v] of a block; `weight` [v, H] is the block's part, `bias` [V] is whole."""
     dtype = states.dtype
-    return linear(states, weight.to(dtype), None if bias is None else bias[words].to(dtype)).float()
+    return product(states, weight.to(dtype), None if bias is None else bias[words].to(dtype)).float()
 
 
 def _columns(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
@@ -216,14 +219,12 @@ def _columns(targets: Tensor, words: slice) -> tuple[Tensor, Tensor]:
     return (targets - words.start).clamp_(0, words.stop - words.start - 1)[:, None], inside
 
 
-def _add(total: Tensor, begun: bool, left: Tensor, right: Tensor) -> None:
-    """Add left @ right to a float32 total, whose memory holds anything as long as it has not `begun`."""
-    if not begun:
-        total.copy_(left @ right)
-    elif right.dtype is total.dtype:
-        total.addmm_(left, right)
+def _add(total: Tensor, begun: bool, part: Tensor) -> None:
+    """Add to a float32 total, whose memory holds anything as long as it has not `begun`."""
+    if begun:
+        total += part
     else:
-        total += left @ right
+        total.copy_(part)
 
 
 def _gather(seen: list[Tensor], inputs: tuple[Tensor, ...], places: Tensor) -> tuple[Tensor, ...]:

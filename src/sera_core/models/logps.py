@@ -12,6 +12,7 @@ from sera_core.errors import ModelError
 from sera_core.models.batches import Group, check_groups, response_sums, unwrap
 from sera_core.models.engine import engine_of, forget_lengths
 from sera_core.models.head import Head
+from sera_core.models.products import fast_products
 
 __all__ = ["Group", "GroupLogps", "default_budget", "group_logps"]
 
@@ -57,10 +58,11 @@ def group_logps(model: nn.Module, groups: Sequence[Group], *, token_budget: int 
     engine = engine_of(model)
     forget_lengths(model)
     batches = engine.batches(groups, token_budget, device)
-    heads = [Head(model, batch, plain=engine.plain) for batch in batches]
-    # One pass through the head for all batches: its weight gradient is as large as the vocabulary.
-    states, targets = torch.cat([head.states for head in heads]), torch.cat([batch.targets for batch in batches])
-    sums = response_sums(batches, heads[0].token_logps(states, targets))
+    with fast_products(model):
+        heads = [Head(model, batch, plain=engine.plain) for batch in batches]
+        # One pass through the head for all batches: its weight gradient is as large as the vocabulary.
+        states, targets = torch.cat([head.states for head in heads]), torch.cat([batch.targets for batch in batches])
+        sums = response_sums(batches, heads[0].token_logps(states, targets))
     check_sums(sums)
     return GroupLogps(
         sums=sums,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sera_core.report.blocks import NONE, Block, Chart, Figure, Section, Series, Table, Text, between, number, table
 from sera_core.report.curves import LINES
-from sera_core.report.results import ByArm, p_text
+from sera_core.report.results import ByArm
 from sera_core.report.study import Study
 from sera_core.statistics.frontier import AtEqualKL, compare_families, family_baselines, frontier
 from sera_core.statistics.metrics import GOLD, KL, WIN_RATE, Metric
@@ -93,7 +93,7 @@ def equal_kl_table(metric: Metric, found: Sequence[AtEqualKL]) -> Table:
                 made.baseline,
                 NONE if gap is None else between(gap.mean, gap.low, gap.high, metric.digits, "+"),
                 NONE if each.kl is None else f"{number(each.kl[0], 2)} to {number(each.kl[1], 2)}",
-                p_text(made.p_holm),
+                made.p_shown,
                 made.verdict if made.reason is None else f"{made.verdict}: {made.reason}",
                 ", ".join(map(str, each.left_out)) or NONE,
             )

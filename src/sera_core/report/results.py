@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sera_core.report.blocks import NONE, Block, Section, Table, Text, between, number, table
+from sera_core.report.blocks import NONE, Block, Section, Table, Text, between, table
 from sera_core.report.study import Run, Study
 from sera_core.statistics.compare import POWER, Comparison, compare
 from sera_core.statistics.intervals import LEVEL, Interval, Outcomes, mean_interval
@@ -99,9 +99,9 @@ def comparison_table(metric: Metric, found: tuple[Comparison, ...]) -> Table:
             each.arm,
             each.baseline,
             _difference(each, metric),
-            p_text(each.p_holm),
+            each.p_shown,
             each.verdict if each.reason is None else f"{each.verdict}: {each.reason}",
-            NONE if each.seeds_needed is None else str(each.seeds_needed),
+            each.needed_shown,
         )
         for each in found
     ]
@@ -112,8 +112,3 @@ def comparison_table(metric: Metric, found: tuple[Comparison, ...]) -> Table:
 def _difference(each: Comparison, metric: Metric) -> str:
     gap = each.difference
     return NONE if gap is None else between(gap.mean, gap.low, gap.high, metric.digits, "+")
-
-
-def p_text(p: float | None) -> str:
-    """A probability as tables show it."""
-    return "< 0.001" if p is not None and p < 0.001 else number(p, 3)

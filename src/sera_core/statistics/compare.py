@@ -49,6 +49,19 @@ class Comparison:
     seeds_needed: int | None
     reason: str | None = None
 
+    @property
+    def p_shown(self) -> str:
+        """`p_holm` as tables show it."""
+        return p_text(self.p_holm)
+
+    @property
+    def needed_shown(self) -> str:
+        """`seeds_needed` as tables show it; more than `MOST_SEEDS` is said so, a dash is for no difference to see."""
+        if self.seeds_needed is not None:
+            return str(self.seeds_needed)
+        gap = self.difference
+        return f">{MOST_SEEDS}" if gap is not None and self.p is not None and gap.mean != 0 else "-"
+
 
 def compare(outcomes: Mapping[str, Outcomes], baselines: Mapping[str, str], metric: Metric) -> tuple[Comparison, ...]:
     """Every arm of `baselines` against its baseline, in their order; Holm's correction is over all of them.
@@ -103,6 +116,11 @@ def p_value(difference: Interval) -> float | None:
     if difference.se == 0:
         return float(difference.mean == 0)
     return float(2 * stats.t.sf(abs(difference.mean) / difference.se, difference.df))
+
+
+def p_text(p: float | None) -> str:
+    """A probability as tables show it; a dash where there is none."""
+    return "-" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -87,9 +87,14 @@ def paired_interval(ours: Outcomes, theirs: Outcomes, bounds: Bounds | None = No
     Seeds are paired, and within a seed prompts are. A seed in which the two have no prompt in common, such as one
     without evidence by prompt, gives the difference of its two means. `bounds` are those of the metric itself.
     """
-    common = [seed for seed in sorted(ours.keys() & theirs.keys()) if ours[seed] and theirs[seed]]
     wide = None if bounds is None else (bounds[0] - bounds[1], bounds[1] - bounds[0])
-    return mean_interval({seed: _paired(ours[seed], theirs[seed]) for seed in common}, wide)
+    return mean_interval(differences(ours, theirs), wide)
+
+
+def differences(ours: Outcomes, theirs: Outcomes) -> Outcomes:
+    """`ours` - `theirs` by seed and prompt, of the seeds that both have; see `paired_interval`."""
+    common = [seed for seed in sorted(ours.keys() & theirs.keys()) if ours[seed] and theirs[seed]]
+    return {seed: _paired(ours[seed], theirs[seed]) for seed in common}
 
 
 def _paired(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
