@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from preference_batches import DATA, batches, keep_heap, real_pairs, token_counts
+from preference_batches import batches, data_folder, keep_heap, real_pairs, token_counts
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -62,7 +62,9 @@ Step = Callable[[], Tensor]
 def main() -> None:
     """Check, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA / "hh_harmless")
+    parser.add_argument(
+        "--data", type=data_folder, default="hh_harmless", help="folder of pairs, here or in SERA_TEST_DATA"
+    )
     parser.add_argument("--pairing", help="of data with several scored responses")
     parser.add_argument("--pairs", type=int, default=8, help="per step")
     parser.add_argument("--max-length", type=int, default=512, help="tokens of prompt and response")

@@ -19,7 +19,6 @@ import argparse
 import dataclasses
 import importlib.util
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from preference_batches import DATA, data_folder
 
 from sera_core.data.preferences import Preferences
 from sera_core.data.templates import banned_ids, stop_ids
@@ -41,7 +41,7 @@ from sera_core.protocols import GenerationContext, Sampling
 from sera_core.records import Message, Prompt, TextPrompt
 from sera_core.workspace import default_cache
 
-HH = Path(os.environ.get("SERA_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")) / "hh_harmless"
+HH = DATA / "hh_harmless"
 LENGTH_SPREAD = 4.0
 Drawn = dict[tuple[str, int], tuple[int, ...]]
 
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4, help="per prompt")
     parser.add_argument("--tokens", type=int, default=64, help="at most, per sample")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", type=Path, help="preference data whose prompts are used")
+    parser.add_argument("--data", type=data_folder, help="preference data whose prompts are used")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--kv-cache-gib", type=float, default=2.0, help="vLLM's memory for keys and values")
     parser.add_argument("--json", action="store_true", help="print JSON for programs, nothing else")

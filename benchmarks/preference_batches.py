@@ -22,6 +22,14 @@ DATA = Path(os.environ.get("SERA_TEST_DATA", Path(__file__).parents[2] / "shared
 _KEPT_HEAP = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
 
 
+def data_folder(name: str) -> Path:
+    """A folder or file of pairs: as it is, or inside `DATA`."""
+    found = next((path for path in (Path(name), DATA / name) if path.exists()), None)
+    if found is None:
+        raise SystemExit(f"There is no {name}, here or in {DATA}. SERA_TEST_DATA names the folder of the data sets.")
+    return found
+
+
 def keep_heap() -> None:
     """Start this process again with a heap that keeps what it once had, so that no way pays for another's memory."""
     if sys.platform == "linux" and any(os.environ.get(name) != value for name, value in _KEPT_HEAP.items()):

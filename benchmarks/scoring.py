@@ -21,11 +21,10 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from preference_batches import DATA, keep_heap, real_pairs
+from preference_batches import data_folder, keep_heap, real_pairs
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
@@ -42,7 +41,9 @@ Row = tuple[Tensor, int]
 def main() -> None:
     """Check, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=DATA / "hh_harmless")
+    parser.add_argument(
+        "--data", type=data_folder, default="hh_harmless", help="folder of pairs, here or in SERA_TEST_DATA"
+    )
     parser.add_argument("--pairing", help="of data with several scored responses")
     parser.add_argument("--prompts", type=int, default=24, help="per turn")
     parser.add_argument("--repeats", type=int, default=3)
