@@ -1,5 +1,6 @@
 """Where runs are made: processes that die alone, budgets of cores and memory, an executor that is not there."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,22 @@ from sera_core.executors.budget import Budget, estimate
 from sera_core.executors.local import Processes
 
 GB = 10**9
+
+
+def counts_frozen(task, threads=None):
+    """A run whose time is the number of objects that the garbage collector leaves alone."""
+    return Result(task.job.arm.name, task.job.seed, str(task.job.out), {}, {}, seconds=float(gc.get_freeze_count()))
+
+
+def test_processes_keep_what_they_hold_from_the_garbage_collector(tmp_path):
+    before = gc.get_freeze_count()
+    (task,) = tasks_of(tmp_path, "a")
+    executor = Processes(counts_frozen, Budget(1))
+    executor.start(task)
+    ((_, result),) = executor.ended(60)
+    executor.close()
+    assert result.seconds > 1_000, result
+    assert gc.get_freeze_count() == before  # this process is the caller's
 
 
 def tasks_of(tmp_path, *variants):

@@ -30,6 +30,7 @@ from transformers import (
 
 from sera_core.errors import ModelError
 from sera_core.models import head
+from sera_core.models.engine import engine_of
 from sera_core.models.logps import Group, group_logps
 
 VOCAB = 61
@@ -174,8 +175,9 @@ def test_budget_bounds_the_forward_passes_and_counts_tokens(llama):
 
 def test_only_response_positions_reach_the_head(llama, monkeypatch):
     seen = []
-    original = head.linear
-    monkeypatch.setattr(head, "linear", lambda *a: seen.append(len(a[0])) or original(*a))
+    engine_of(llama)  # whose trial uses the head too
+    original = head.product
+    monkeypatch.setattr(head, "product", lambda *a: seen.append(len(a[0])) or original(*a))
     with torch.no_grad():
         group_logps(llama, groups(), token_budget=24)
     assert seen == [28]

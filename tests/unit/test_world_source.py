@@ -92,6 +92,12 @@ def test_flips_are_nested_and_at_their_rate(by_noise):
         assert abs(len(flips[noise]) / 1536 - noise) < 0.03
 
 
+def test_settings_of_a_seed_share_its_demonstrations():
+    first, second = (quick(noise=noise).prompts["sft"] for noise in (0.0, 0.4))
+    assert second is first
+    assert quick(1).prompts["sft"] != first
+
+
 def test_sizes_do_not_shift_each_other(data):
     small = quick(pairs=50, fresh=20, evaluation=10, validation=5)
     assert small.pairs == data.pairs[:50]

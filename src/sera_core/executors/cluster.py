@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sera_core.ablating.jobs import Result, failed
-from sera_core.ablating.work import Task
+from sera_core.ablating.work import Task, set_heap_aside
 from sera_core.errors import ConfigError
 from sera_core.executors.budget import Budget
 
@@ -129,4 +129,5 @@ def _there(work: Callable[..., Result], folder: str, task: Task, threads: int) -
     """Work in the folder of the command, which relative paths in settings start from."""
     if Path(folder).is_dir():
         os.chdir(folder)
+    set_heap_aside()
     return work(task, threads=threads)

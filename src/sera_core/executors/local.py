@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 
 from sera_core.ablating.jobs import Result, failed
-from sera_core.ablating.work import Task
+from sera_core.ablating.work import Task, set_heap_aside
 from sera_core.executors.budget import Budget
 
 _DIED = "its process died, or was killed; the same command continues it"
@@ -63,11 +63,11 @@ class Processes:
         """Start a task in an idle process, or a fresh one."""
         pool = self._idle.pop() if self._idle else _fresh()
         try:
-            future = pool.submit(self._work, task, threads=self._budget.threads(task))
+            future = pool.submit(_alone, self._work, task, self._budget.threads(task))
         except BrokenProcessPool:
             pool.shutdown()
             pool = _fresh()
-            future = pool.submit(self._work, task, threads=self._budget.threads(task))
+            future = pool.submit(_alone, self._work, task, self._budget.threads(task))
         self._running[future] = task, pool
 
     def ended(self, timeout: float) -> list[tuple[Task, Result]]:
@@ -91,6 +91,11 @@ class Processes:
             if any(pool is held for _, held in self._running.values()):
                 _terminate(pool)
             pool.shutdown(cancel_futures=True)
+
+
+def _alone(work: Callable[..., Result], task: Task, threads: int | None) -> Result:
+    set_heap_aside()
+    return work(task, threads=threads)
 
 
 def _fresh() -> ProcessPoolExecutor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -34,15 +35,19 @@ class Shape:
         """Tokens of the group in a pack."""
         return self.prompt + sum(self.responses)
 
-    def owners(self) -> tuple[Tensor, Tensor]:
-        """Owner int64 [n] of every token, 0 for the prompt and k for response k, and its position after the opening.
 
-        Positions of every response start where the prompt ends.
-        """
-        lengths = torch.tensor((self.prompt, *self.responses))
-        owner = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
-        place = torch.arange(self.tokens) - (lengths.cumsum(0) - lengths)[owner]
-        return owner, place + self.prompt * (owner > 0)
+def owners(shapes: Sequence[Shape], before: int = 0) -> tuple[Tensor, Tensor]:
+    """Of every token of `shapes`, one after another: its owner and its position, int32 [n].
+
+    The owner is 0 for a prompt and k for response k to it. Prompts start at position `before`, every response where its
+    prompt ends.
+    """
+    lengths = np.array([length for shape in shapes for length in (shape.prompt, *shape.responses)], dtype=np.int32)
+    number = np.concatenate([np.arange(1 + len(shape.responses), dtype=np.int32) for shape in shapes])
+    ends = np.array([shape.prompt for shape in shapes for _ in range(1 + len(shape.responses))], dtype=np.int32)
+    first = before + np.where(number > 0, ends, 0) - (lengths.cumsum() - lengths)
+    position = np.arange(lengths.sum()) + np.repeat(first, lengths)
+    return torch.from_numpy(np.repeat(number, lengths)), torch.from_numpy(position.astype(np.int32))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -144,22 +149,21 @@ class _Together:
     """Several short groups in one call, each padded to the longest."""
 
     def __init__(self, shapes: Sequence[Shape], window: int | None, device: torch.device, opening: int) -> None:
-        self.tokens = sum(shape.tokens for shape in shapes)
-        longest = max(shape.tokens for shape in shapes)
         lengths = torch.tensor([shape.tokens for shape in shapes])
-        starts = lengths.cumsum(0) - lengths
+        self.tokens, longest, self._rows = int(lengths.sum()), int(lengths.max()), len(shapes)
         slots = torch.arange(longest)
         taken = slots < lengths[:, None]
         # A padded slot repeats the group's first token; nobody sees it.
-        self._gather = (starts[:, None] + torch.where(taken, slots, 0)).flatten().to(device)
+        gather = (lengths.cumsum(0) - lengths)[:, None] + torch.where(taken, slots, 0)
+        self._gather = gather.flatten().to(device)
         self._keep = taken.flatten().nonzero().squeeze(1).to(device)
         self._full = bool(taken.all())
-        self._rows = len(shapes)
-        mask = torch.zeros(len(shapes), longest, opening + longest, dtype=torch.bool)
-        mask[:, :, 0] = True
-        for row, shape in enumerate(shapes):
-            whole = Shape(opening + shape.prompt, shape.responses)
-            mask[row, : shape.tokens, : whole.tokens] = group_mask(whole, window, opening)
+        owner, position = (values[gather] for values in owners(shapes, opening))
+        own = _sees((owner, position), (owner, position), window) & taken[:, :, None] & taken[:, None]
+        every = torch.arange(opening, dtype=torch.int32).expand(self._rows, -1)
+        mask = torch.cat([_sees((owner, position), (torch.zeros_like(every), every), window), own], dim=2)
+        # A row of a padded slot must see something.
+        mask[:, :, 0] |= ~taken
         self._mask = mask[:, None].to(device)
 
     def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Opening) -> Tensor:
@@ -201,10 +205,15 @@ def group_mask(shape: Shape, window: int | None, start: int = 0) -> Tensor:
     A response sees the prompt and its own tokens up to itself. Within a sliding `window` positions differ by less than
     it.
     """
-    owner, position = (values.int() for values in shape.owners())
-    seen = (owner[None] == 0) | (owner[None] == owner[start:, None])
-    distance = position[start:, None] - position[None]
-    seen &= distance >= 0
+    owner, position = owners([shape])
+    return _sees((owner[start:], position[start:]), (owner, position), window)
+
+
+def _sees(query: tuple[Tensor, Tensor], key: tuple[Tensor, Tensor], window: int | None) -> Tensor:
+    """Bool [..., m, n]: which of m tokens of a group see which of n, by owners and positions [..., m] and [..., n]."""
+    (asks, at), (owner, position) = query, key
+    distance = at[..., :, None] - position[..., None, :]
+    seen = ((owner == 0)[..., None, :] | (asks[..., :, None] == owner[..., None, :])) & (distance >= 0)
     return seen if window is None else seen & (distance < window)
 
 
@@ -215,12 +224,15 @@ def _short(shape: Shape) -> bool:
 def _runs(shapes: Sequence[Shape]) -> list[list[Shape]]:
     """Consecutive groups that share calls: short ones of which none is padded to much over its length."""
     runs: list[list[Shape]] = []
+    least = most = 0
     for shape in shapes:
-        fits = runs and _short(shape) and _short(runs[-1][0])
-        if fits and 3 * max(s.tokens for s in (*runs[-1], shape)) <= 4 * min(s.tokens for s in (*runs[-1], shape)) + 24:
+        size = shape.tokens
+        if runs and size <= _SHORT and most <= _SHORT and 3 * max(most, size) <= 4 * min(least, size) + 24:
             runs[-1].append(shape)
+            least, most = min(least, size), max(most, size)
         else:
             runs.append([shape])
+            least = most = size
     return runs
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -93,7 +94,7 @@ def response_sums(batches: Sequence[Batch], token_values: Tensor) -> Tensor:
 
 def ids_tensor(parts: Iterable[Ids]) -> Tensor:
     """int64 [sum of lengths], the parts one after another."""
-    return torch.cat([torch.from_numpy(part).long() for part in parts])
+    return torch.from_numpy(np.concatenate([*parts]).astype(np.int64))
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.integrations.flex_attention import flex_attention_forward
 
-from sera_core.models.attention import Layout, Shape, packed_attention
+from sera_core.models.attention import Layout, owners, packed_attention
 
 # The name under which transformers finds the attention below.
 FLEX = "packed_flex"
@@ -39,7 +39,7 @@ def flex_attention(
 
 def _block_mask(layout: Layout, window: int | None) -> BlockMask:
     """Which blocks of the pack see which."""
-    group, owner, position = (torch.cat(parts).to(layout.device) for parts in zip(*_tokens(layout), strict=True))
+    group, owner, position = (values.to(layout.device) for values in _tokens(layout))
     tokens = len(group)
 
     def seen(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -54,10 +54,10 @@ def _block_mask(layout: Layout, window: int | None) -> BlockMask:
     return found
 
 
-def _tokens(layout: Layout) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """By group: number, owner (0 for the prompt) and position of every token; what opens all prompts is group -1."""
-    found = [(torch.full((layout.opening,), -1), *Shape(layout.opening, ()).owners())]
-    for number, shape in enumerate(layout.shapes):
-        owner, position = shape.owners()
-        found.append((torch.full((shape.tokens,), number), owner, position + layout.opening))
-    return found
+def _tokens(layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    """Group, owner (0 for a prompt) and position of every token; what opens all prompts is group -1."""
+    opening = layout.opening
+    sizes = torch.tensor([opening, *(shape.tokens for shape in layout.shapes)])
+    group = torch.repeat_interleave(torch.arange(-1, len(layout.shapes)), sizes)
+    owner, position = owners(layout.shapes, opening)
+    return group, torch.cat([torch.zeros(opening).int(), owner]), torch.cat([torch.arange(opening).int(), position])

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sera_core.models.attention import Layout, Shape
+from sera_core.models.attention import Layout, Shape, owners
 from sera_core.models.batches import Batch, Group, ids_tensor
 from sera_core.records import Ids
 
@@ -145,19 +145,15 @@ def _batch(pack: _Pack, device: torch.device) -> Batch:
         Shape(len(part.prompt) - opening, tuple(length - 1 for length in each if length > 1))
         for part, each in zip(parts, lengths, strict=True)
     )
-    places, end = [], opening
-    for shape, each in zip(shapes, lengths, strict=True):
-        places.append(_places(end + shape.prompt, each))
-        end += shape.tokens
     rows = [(part.prompt[opening:], *(response[:-1] for response in part.responses)) for part in parts]
     ids = ids_tensor([parts[0].prompt[:opening], *(ids for row in rows for ids in row)])
-    positions = [torch.arange(opening), *(shape.owners()[1] + opening for shape in shapes)]
+    positions = torch.cat([torch.arange(opening), owners(shapes, opening)[1]])
     return Batch(
         ids=ids[None].to(device),
-        positions=torch.cat(positions)[None].to(device),
+        positions=positions[None].to(device),
         mask=None,
         layout=Layout(shapes, device, opening),
-        places=torch.cat(places).to(device),
+        places=_places(shapes, lengths, opening).to(device),
         targets=ids_tensor(ids for part in parts for ids in part.responses).to(device),
         responses=tuple(number for part in parts for number in part.numbers),
         lengths=tuple(length for each in lengths for length in each),
@@ -165,10 +161,16 @@ def _batch(pack: _Pack, device: torch.device) -> Batch:
     )
 
 
-def _places(end: int, lengths: Sequence[int]) -> Tensor:
-    """Where responses are predicted whose prompt ends before `end`: its last token gives the first token of each."""
-    found, at = [], end
-    for length in lengths:
-        found.append(torch.cat([torch.tensor([end - 1]), torch.arange(at, at + length - 1)]))
-        at += length - 1
-    return torch.cat(found)
+def _places(shapes: Sequence[Shape], lengths: Sequence[Sequence[int]], opening: int) -> Tensor:
+    """Where tokens of responses are predicted, int64 [T]: each one token before, the first where its prompt ends."""
+    sizes = np.array([length for each in lengths for length in each])
+    begin, prompt_ends, begins = opening, [], []
+    for shape, each in zip(shapes, lengths, strict=True):
+        begin += shape.prompt
+        prompt_ends += [begin] * len(each)
+        begins += (begin + np.cumsum([0, *(length - 1 for length in each)])[:-1]).tolist()
+        begin += sum(shape.responses)
+    first = sizes.cumsum() - sizes
+    found = np.arange(sizes.sum()) + np.repeat(np.array(begins) - 1 - first, sizes)
+    found[first] = np.array(prompt_ends) - 1
+    return torch.from_numpy(found)

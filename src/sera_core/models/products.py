@@ -1,6 +1,6 @@
-"""Products with weight matrices by oneDNN, in float32 on a CPU: torch takes MKL's, which are slower on many processors.
+"""Products with weight matrices by oneDNN, in float32 on a CPU: MKL's, which torch takes there, are often slower.
 
-torch uses oneDNN for other dtypes by itself, and for this one in compiled models, by the operator that is called here.
+torch itself uses oneDNN for other dtypes. For this one it has the operator that is called here, but no public name.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -21,27 +22,32 @@ _LARGE = 2**16
 
 
 def fast_products(model: nn.Module) -> AbstractContextManager[Any]:
-    """A context in which the large products of `model` are oneDNN's, or nothing where there are few of these.
+    """A context in which large linear layers of `model` multiply by oneDNN, or nothing where most of them are small.
 
     Values and gradients are those of torch's own product up to the order of summation. Activation checkpointing
     computes layers again outside of it and finds the same tensors only if nothing was changed, so nothing is.
     """
-    if not _there() or unwrap(model).is_gradient_checkpointing:
+    inner: Any = unwrap(model)
+    if not _there() or inner.is_gradient_checkpointing:
         return nullcontext()
-    sizes = [weight.numel() for weight in model.parameters() if weight.ndim == 2 and _suits(weight)]
+    head = inner.get_output_embeddings()  # which is multiplied apart from the layers
+    layers = [module for module in inner.modules() if isinstance(module, nn.Linear) and module is not head]
+    sizes = [layer.weight.numel() for layer in layers if _suits(layer.weight)]
     return _Products() if 2 * sum(size for size in sizes if size >= _LARGE) > sum(sizes) else nullcontext()
 
 
-def product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``rows @ weight.T + bias`` of rows [..., H] and weight [V, H] like torch's `linear`, by oneDNN where it suits."""
-    if not (
-        _there() and _suits(weight) and _suits(rows) and weight.numel() >= _LARGE and rows.ndim > 1 and rows.numel()
-    ):
-        return linear(rows, weight, bias)
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (rows, weight, bias)):
-        found: Tensor = _Linear.apply(rows, weight, bias)  # type: ignore[no-untyped-call]
+def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # as torch calls it
+    """``input @ weight.T + bias`` of [..., H] and [V, H] like torch's `linear`, by oneDNN where it suits."""
+    suits = _there() and _suits(input) and input.ndim > 1 and input.numel() > 0
+    suits = suits and _suits(weight) and weight.ndim == 2 and weight.numel() >= _LARGE
+    # The operator takes no strides of a bias.
+    suits = suits and (bias is None or (_suits(bias) and bias.shape == weight.shape[:1] and bias.is_contiguous()))
+    if not suits:
+        return linear(input, weight, bias)
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (input, weight, bias)):
+        found: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
         return found
-    return _by_onednn(rows, weight, bias)
+    return _by_onednn(input, weight, bias)
 
 
 class _Products(TorchFunctionMode):
@@ -62,10 +68,12 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: ANN401
-        ctx.save_for_backward(rows, weight)
+        by_rows, by_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(rows if by_weight else None, weight if by_rows else None)
         return _by_onednn(rows, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # noqa: ANN401
         rows, weight = ctx.saved_tensors
         by_rows, by_weight, by_bias = ctx.needs_input_grad
@@ -78,15 +86,17 @@ class _Linear(torch.autograd.Function):
 
 
 def _by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # torch has no public name
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # no public name
     return found
 
 
 def _suits(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and tensor.dtype is torch.float32 and tensor.layout is torch.strided
+    # Subclasses, quantised weights say, have products of their own.
+    plain = type(tensor) in {Tensor, nn.Parameter} and tensor.layout is torch.strided
+    return plain and tensor.device.type == "cpu" and tensor.dtype is torch.float32
 
 
 def _there() -> bool:
-    """Whether this torch has oneDNN, nobody has switched it off, and products are not to be in another dtype."""
-    usable = bool(torch._C._has_mkldnn and torch.backends.mkldnn.enabled)  # its public `is_available` is untyped
+    """Whether torch has oneDNN but multiplies by MKL, nobody has switched it off, and no other dtype is asked for."""
+    usable = bool(torch._C.has_mkl and torch._C._has_mkldnn and torch.backends.mkldnn.enabled)
     return usable and hasattr(torch.ops.mkldnn, "_linear_pointwise") and not torch.is_autocast_enabled("cpu")

@@ -104,7 +104,7 @@ class World:
             pairs=pairs,
             validation=validation,
             evaluation=evaluation,
-            prompts={"fresh": fresh, "sft": _demos(seed)},
+            prompts={"fresh": fresh, "sft": _demos(seed, DEMOS)},
             probes={"rho0": _pairs(rules, seed, "probe", PROBE, 0.0, 0.0)},
             fingerprint=self._fingerprint(seed, pairs),
         )
@@ -155,8 +155,8 @@ def _pairs(rules: Rules, seed: int, name: str, count: int, rho: float, noise: fl
 
 
 @lru_cache(maxsize=2)
-def _demos(seed: int) -> tuple[TextPrompt, ...]:
-    """The demonstrations of a seed; every setting of a seed shares them, and writing them takes seconds."""
+def _demos(seed: int, count: int) -> tuple[TextPrompt, ...]:
+    """The first demonstrations of a seed. All its settings share them, and writing them takes seconds."""
     rules = Rules.draw(seed)
-    drawn = islice(demonstrations(rules, seed), DEMOS)
+    drawn = islice(demonstrations(rules, seed), count)
     return tuple(_prompt(rules, f"sft-{i:05d}", question, " ".join(words)) for i, (question, words) in enumerate(drawn))
