@@ -122,25 +122,34 @@ def frontier_table(ablation: Ablation, results: Sequence[Result]) -> Table | Non
     found = equal_kl(ablation, results, metric)
     if not found:
         return None
-    table = _table(f"{metric.title.capitalize()} vs baseline at equal KL", "family", (*_VERSUS, "KL", "seeds"))
+    # How many seeds it would take stands in the report: eighty columns have room for the KL or for that.
+    table = _table(f"{metric.title.capitalize()} vs baseline at equal KL", "family", (*_VERSUS[:-1], "KL", "seeds"))
     for each in found:
         gap = each.comparison.difference
-        span = _NONE if each.kl is None else f"{each.kl[0]:.{KL.digits}f} to {each.kl[1]:.{KL.digits}f}"
-        seeds = f"{0 if gap is None else gap.seeds} of {len(ablation.seeds)}"
-        table.add_row(escape(each.comparison.arm), *_versus(each.comparison), span, seeds)
+        span = _NONE if each.kl is None else f"{each.kl[0]:.1f} to {each.kl[1]:.1f}"
+        seeds = f"{0 if gap is None else gap.seeds}/{len(ablation.seeds)}"
+        table.add_row(escape(each.comparison.arm), *_versus(each.comparison)[:-1], span, seeds)
     table.caption = _caption([each.comparison for each in found])
     return table
 
 
+# Columns of words, and how narrow they may become before words are broken.
+_LEAST = {"family": 13, "baseline": 8, "verdict": 15}
 _VERSUS = ("baseline", "difference", "p", "verdict", "seeds\nneeded")
 
 
 def _table(title: str, first: str, headings: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left", padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold")
+    table.add_column(first, overflow="fold", min_width=_LEAST["family"] if first == "family" else None)
     for heading in headings:
-        words = heading in {"baseline", "verdict"}
-        table.add_column(heading, justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        words = heading in _LEAST
+        table.add_column(
+            heading,
+            justify="left" if words else "right",
+            overflow="fold",
+            no_wrap=not words,
+            min_width=_LEAST.get(heading),
+        )
     return table
 
 

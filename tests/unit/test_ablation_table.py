@@ -127,8 +127,23 @@ def test_families_are_compared_at_equal_kl():
     assert columns["baseline"] == ["dpo", "dpo"]
     assert columns["difference"][0].startswith("+0.095 ± ")
     assert columns["verdict"] == ["better", "not compared"]
-    assert columns["KL"] == ["1.00 to 4.00", "-"]
-    assert columns["seeds"] == ["3 of 3", "0 of 3"]
+    assert columns["KL"] == ["1.0 to 4.0", "-"]
+    assert columns["seeds"] == ["3/3", "0/3"]
+
+
+def test_families_fit_in_eighty_columns_without_breaking_words():
+    families = {"dpo": ("dpo-s", "dpo-l"), "iterative-dpo": ("it-s", "it-l")}
+    points = {"dpo-s": (0.6, 1.0), "dpo-l": (0.8, 14.0), "it-s": (0.62, 1.0), "it-l": (0.81, 14.0)}
+    results = [
+        result(arm, seed, win - 0.05 * seed * (arm > "i"), kl) for arm, (win, kl) in points.items() for seed in range(3)
+    ]
+    baseline = {"it-s": "dpo-s", "it-l": "dpo-l"}
+    table = frontier_table(ablation(*points, baseline=baseline, families=families, seeds=(0, 1, 2)), results)
+    lines = text_of(table, width=80).splitlines()
+    assert max(map(len, lines)) <= 80
+    told = " ".join(" ".join(lines).split())
+    for word in ("iterative-dpo", "distinguishable", "baseline", "1.0 to 14.0"):
+        assert word in told
 
 
 def test_evidence_in_the_runs_folder_is_read(tmp_path):

@@ -95,6 +95,7 @@ def equal_kl_table(metric: Metric, found: Sequence[AtEqualKL]) -> Table:
                 NONE if each.kl is None else f"{number(each.kl[0], 2)} to {number(each.kl[1], 2)}",
                 made.p_shown,
                 made.verdict if made.reason is None else f"{made.verdict}: {made.reason}",
+                made.needed_shown,
                 ", ".join(map(str, each.left_out)) or NONE,
             )
         )
@@ -105,6 +106,7 @@ def equal_kl_table(metric: Metric, found: Sequence[AtEqualKL]) -> Table:
         "KL compared (nats)",
         "p (Holm)",
         "verdict",
+        "seeds needed",
         "seeds left out",
     )
     note = (
