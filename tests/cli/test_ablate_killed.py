@@ -63,7 +63,7 @@ def assert_same(out, whole):
         assert artefact_hashes(out / arm / "seed-0") == artefact_hashes(whole / arm / "seed-0")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_killed_and_given_again_nothing_finished_is_repeated(command, whole, sera, environment, tmp_path, processes):
     out, cache = tmp_path / "a", tmp_path / "cache"
     asked = [*command, "--out", str(out), "--cache", str(cache), "--processes", str(processes)]

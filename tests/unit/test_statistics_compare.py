@@ -122,6 +122,7 @@ def test_metrics_go_by_their_name_in_reports():
         metric_of("win_rate_initial")
 
 
+@pytest.mark.slow
 def test_false_alarms_are_as_rare_as_promised():
     generator = np.random.default_rng(0)
     alarms = 0
