@@ -6,7 +6,7 @@ python docs/tables/compositions.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +175,7 @@ def cell(found: list[str | None], reasons: dict[str, int]) -> str:
     return f"{count} {len(found) if valid == len(found) else f'of {len(found)}'} {notes}".strip()
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A Markdown table."""
     return [line(head), line(["---"] * len(head)), *map(line, rows)]
 

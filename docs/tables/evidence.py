@@ -18,8 +18,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from compositions import table
 from evidence_measure import FOLLOWED, NOISES, RHOS, WORTH, Check, limit, measure, read_claims
 
+from sera_core.report.blocks import between
 from sera_core.report.study import read_study
 from sera_core.statistics.compare import p_text
 from sera_core.statistics.intervals import ALPHA
@@ -69,7 +71,11 @@ def page() -> str:
     lines = [head(found, tests), *in_short(papers, checks)]
     for paper in papers:
         lines += section(paper, checks)
-    lines += [*spurious(found["spurious"]), *equal_kl(found["equal_kl"]), *every_arm(found["arms"])]
+    lines += [
+        *spurious(found["spurious"], found["seeds"]["spurious"]),
+        *equal_kl(found["equal_kl"]),
+        *every_arm(found["arms"]),
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -138,12 +144,12 @@ def verdict(check: Check, found: Mapping[str, Any]) -> str:
     return "undecided"
 
 
-def spurious(found: Mapping[str, Any]) -> list[str]:
+def spurious(found: Mapping[str, Any], seeds: int) -> list[str]:
     """What the strength of a spurious correlation does."""
     lines = ["## The strength of a spurious correlation", ""]
     lines += [
         "rho says how far useless fillers go with skill in the training pairs, so that a longer answer looks better",
-        "than it is. 20 % of the labels are flipped, five seeds (`sera ablate spurious`). The last column is rho",
+        f"than it is. 20 % of the labels are flipped, {seeds} seeds (`sera ablate spurious`). The last column is rho",
         f"{RHOS[-1]} less rho {RHOS[0]}. The length correlation is that of the implicit reward on pairs in which",
         "length says nothing.",
         "",
@@ -206,18 +212,12 @@ def title(figure: str) -> str:
 
 def shown(found: Mapping[str, Any], digits: int, *, sign: bool = False) -> str:
     """``mean [low, high]``."""
-    mean, low, high = (f"{found[name]:{'+' if sign else ''}.{digits}f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return between(found["mean"], found["low"], found["high"], digits, "+" if sign else "")
 
 
 def percent(noise: str) -> str:
     """A noise rate as a share in percent."""
     return f"{float(noise):.0%}".replace("%", " %")
-
-
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 
 if __name__ == "__main__":

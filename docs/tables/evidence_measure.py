@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,10 @@ def read_claims() -> list[dict[str, Any]]:
     return list(papers)
 
 
+Read = Callable[[str, str], Outcomes]
+"""Arm and figure to outcomes."""
+
+
 def outcomes(study: Study, arm: str, figure: str) -> Outcomes:
     """A figure of the finished runs of an arm, by prompt where it has evidence by prompt."""
     if figure in METRICS:
@@ -115,14 +120,14 @@ def outcomes(study: Study, arm: str, figure: str) -> Outcomes:
     return {seed: {WHOLE: float(value)} for seed, value in values.items() if value is not None}
 
 
-def measured(study: Study, check: Check, point: str) -> Interval | None:
+def measured(read: Read, check: Check, point: str) -> Interval | None:
     """A check's figure with its interval; None where the arm has no such figure there."""
 
     def gap(noise: str) -> Outcomes:
-        ours = outcomes(study, f"{check.ours},noise={noise}", check.figure)
+        ours = read(f"{check.ours},noise={noise}", check.figure)
         if check.theirs is None:
             return {seed: {name: value - check.neutral for name, value in each.items()} for seed, each in ours.items()}
-        return differences(ours, outcomes(study, f"{check.theirs},noise={noise}", check.figure))
+        return differences(ours, read(f"{check.theirs},noise={noise}", check.figure))
 
     return mean_interval(differences(gap(NOISES[-1]), gap(NOISES[0])) if check.growth else gap(point))
 
@@ -146,47 +151,42 @@ def plain(found: Interval) -> dict[str, float | int | None]:
 
 def measure(evidence: Study, spurious: Study, frontier: Study) -> dict[str, Any]:
     """All figures of the page."""
+    # Many checks are about the same arms, whose evidence is some thousand files.
+    read = cache(partial(outcomes, evidence))
     checks = [(kind, each) for paper in read_claims() for kind in ("claims", "causes") for each in paper[kind]]
     intervals = {
         (kind, check, point): found
         for kind, check in checks
         for point in check.points
-        if (found := measured(evidence, check, point)) is not None
+        if (found := measured(read, check, point)) is not None
     }
     claims = {key: claim_p(key[1], found) for key, found in intervals.items() if key[0] == "claims"}
     corrected = dict(zip(claims, holm([*claims.values()]), strict=True))
     return {
         "runs": {study.name: len(study.runs) for study in (evidence, spurious, frontier)},
         "seeds": {study.name: len(study.seeds) for study in (evidence, spurious, frontier)},
-        "versions": dict(evidence.runs[0].manifest["versions"]),
-        "arms": arms(evidence),
+        "arms": {arm: metrics(read, arm) for arm in evidence.arms},
         "checks": {
             key[1].key(key[2]): {**plain(found), **({"p_holm": corrected[key]} if key in corrected else {})}
             for key, found in intervals.items()
         },
-        "spurious": followed(spurious),
+        "spurious": followed(cache(partial(outcomes, spurious))),
         "equal_kl": families(frontier),
     }
 
 
-def arms(study: Study) -> dict[str, dict[str, Any]]:
-    """Arm to metric to interval."""
-    found = {}
-    for arm in study.arms:
-        each = {name: mean_interval(outcomes(study, arm, name), metric.bounds) for name, metric in METRICS.items()}
-        found[arm] = {name: plain(value) for name, value in each.items() if value is not None}
-    return found
+def metrics(read: Read, arm: str) -> dict[str, Any]:
+    """Metric to interval, of one arm."""
+    found = {name: mean_interval(read(arm, name), metric.bounds) for name, metric in METRICS.items()}
+    return {name: plain(value) for name, value in found.items() if value is not None}
 
 
-def followed(study: Study) -> dict[str, dict[str, Any]]:
+def followed(read: Read) -> dict[str, dict[str, Any]]:
     """Differences of win rates and of length correlations by rho, and from its least to its largest value."""
     found: dict[str, dict[str, Any]] = {}
     for ours, theirs in FOLLOWED:
         for figure in (WIN_RATE.name, "length_correlation"):
-            gaps = {
-                rho: differences(*(outcomes(study, f"{arm},rho={rho}", figure) for arm in (ours, theirs)))
-                for rho in RHOS
-            }
+            gaps = {rho: differences(*(read(f"{arm},rho={rho}", figure) for arm in (ours, theirs))) for rho in RHOS}
             gaps["change"] = differences(gaps[RHOS[-1]], gaps[RHOS[0]])
             each = {rho: mean_interval(gap) for rho, gap in gaps.items()}
             found[f"{figure}: {ours} - {theirs}"] = {rho: plain(gap) for rho, gap in each.items() if gap is not None}

@@ -14,11 +14,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evidence import shown, table
+from compositions import table
+from evidence import shown
+from evidence_measure import plain
 
 from sera_core.report.study import Study, read_study
 from sera_core.statistics.compare import compare
-from sera_core.statistics.intervals import Interval, mean_interval
+from sera_core.statistics.intervals import mean_interval
 from sera_core.statistics.metrics import ACCURACY, ENDED, KL, LENGTH, MARGIN
 from sera_core.statistics.outcomes import read_outcomes
 
@@ -98,11 +100,6 @@ def measure(study: Study) -> dict[str, Any]:
     }
 
 
-def plain(found: Interval) -> dict[str, Any]:
-    """An interval as JSON keeps it."""
-    return {"mean": found.mean, "low": found.low, "high": found.high}
-
-
 def page() -> str:
     """The whole page as Markdown."""
     found = json.loads(FIGURES.read_text("utf-8"))
@@ -122,9 +119,9 @@ def page() -> str:
     ]
     titles = {ACCURACY: "held-out accuracy", MARGIN: "held-out margin", LENGTH: "length of answers (tokens)"}
     lines = [head, *table(["arm", *(titles.get(metric, metric.title) for metric in SHOWN)], rows), ""]
-    heads = ["", "difference", "p (Holm)", "verdict", "seeds needed"]
+    heads = ["difference", "p (Holm)", "verdict", "seeds needed"]
     for metric in COMPARED:
-        lines += [*table([titles.get(metric, metric.title), *heads[1:]], gaps(found, metric.name, metric.digits)), ""]
+        lines += [*table([titles.get(metric, metric.title), *heads], gaps(found, metric.name, metric.digits)), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -140,7 +140,7 @@ _VERSUS = ("baseline", "difference", "p", "verdict", "seeds\nneeded")
 
 def _table(title: str, first: str, headings: Iterable[str]) -> Table:
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left", padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold", min_width=_LEAST["family"] if first == "family" else None)
+    table.add_column(first, overflow="fold", min_width=_LEAST.get(first))
     for heading in headings:
         words = heading in _LEAST
         table.add_column(

@@ -38,11 +38,7 @@ def fast_products(model: nn.Module) -> AbstractContextManager[Any]:
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: A002  # as torch calls it
     """``input @ weight.T + bias`` of [..., H] and [V, H] like torch's `linear`, by oneDNN where it suits."""
-    suits = _there() and _suits(input) and input.ndim > 1 and input.numel() > 0
-    suits = suits and _suits(weight) and weight.ndim == 2 and weight.numel() >= _LARGE
-    # The operator takes no strides of a bias.
-    suits = suits and (bias is None or (_suits(bias) and bias.shape == weight.shape[:1] and bias.is_contiguous()))
-    if not suits:
+    if not _takes(input, weight, bias):
         return linear(input, weight, bias)
     if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in (input, weight, bias)):
         found: Tensor = _Linear.apply(input, weight, bias)  # type: ignore[no-untyped-call]
@@ -88,6 +84,16 @@ class _Linear(torch.autograd.Function):
 def _by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     found: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")  # no public name
     return found
+
+
+def _takes(rows: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether oneDNN is there for this product, and worth the detour."""
+    if not (_there() and _suits(rows) and _suits(weight) and weight.ndim == 2 and weight.numel() >= _LARGE):
+        return False
+    if rows.ndim < 2 or not rows.numel():
+        return False
+    # The operator takes no strides of a bias.
+    return bias is None or (_suits(bias) and bias.shape == weight.shape[:1] and bias.is_contiguous())
 
 
 def _suits(tensor: Tensor) -> bool:
