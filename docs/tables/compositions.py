@@ -6,9 +6,11 @@ python docs/tables/compositions.py
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from page_table import table
 
 from sera_core.catalog import Catalog
 from sera_core.errors import ConfigError
@@ -173,16 +175,6 @@ def cell(found: list[str | None], reasons: dict[str, int]) -> str:
     notes = " ".join(f"[{reasons.setdefault(reason, len(reasons) + 1)}]" for reason in why)
     count = "all" if valid == len(found) else "none" if not valid else str(valid)
     return f"{count} {len(found) if valid == len(found) else f'of {len(found)}'} {notes}".strip()
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A Markdown table."""
-    return [line(head), line(["---"] * len(head)), *map(line, rows)]
-
-
-def line(cells: Iterable[str]) -> str:
-    """One row of a Markdown table."""
-    return f"| {' | '.join(cells)} |"
 
 
 def footnotes(reasons: Mapping[str, int]) -> list[str]:

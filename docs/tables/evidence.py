@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from compositions import table
 from evidence_measure import FOLLOWED, NOISES, RHOS, WORTH, Check, limit, measure, read_claims
+from page_table import table
 
 from sera_core.report.blocks import between
 from sera_core.report.study import read_study

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from compositions import table
 from evidence import shown
 from evidence_measure import plain
+from page_table import table
 
 from sera_core.report.study import Study, read_study
 from sera_core.statistics.compare import compare

@@ -1,21 +1,6 @@
 """The page of evidence judges by the rule that it states."""
 
-import runpy
-import sys
-
 import pytest
-from doc_pages import ROOT
-
-TABLES = ROOT / "docs" / "tables"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Runs a script of docs/tables, whose neighbours it imports."""
-    monkeypatch.syspath_prepend(str(TABLES))
-    yield lambda name: runpy.run_path(str(TABLES / f"{name}.py"))
-    for name in ("evidence", "evidence_measure"):
-        sys.modules.pop(name, None)
 
 
 @pytest.mark.parametrize(
