@@ -242,8 +242,11 @@ def test_calls_of_every_size_equal_one_masked_call(window, opening, monkeypatch)
     shapes = (Shape(9, (4, 8)), Shape(8, (6, 7)), Shape(1, ()), Shape(40, (30, 10, 50, 2)))
     layout = Layout(shapes, CPU, opening)
     whole = whole_mask(layout, window)
-    tensors = torch.randn(3, 1, 2, len(whole), 4, generator=torch.manual_seed(0))
-    expected = torch.nn.functional.scaled_dot_product_attention(*tensors, whole).transpose(1, 2)
+    # Two queries share each key, as in grouped-query attention.
+    query, *keyed = torch.randn(8, len(whole), 4, generator=torch.manual_seed(0)).split([4, 2, 2])
+    tensors = [query[None], *(each[None] for each in keyed)]
+    repeated = [each[None].repeat_interleave(2, 1) for each in keyed]
+    expected = torch.nn.functional.scaled_dot_product_attention(query[None], *repeated, whole).transpose(1, 2)
     for short, tails in ((0, 1), (0, 60), (30, 15), (1000, 1)):
         monkeypatch.setattr(attention, "_SHORT", short)
         monkeypatch.setattr(attention, "_TAILS", tails)

@@ -19,6 +19,8 @@ from sera_core.ablation import Ablation
 
 # Seconds between two estimates of what is left; each looks at everything that is left.
 _ESTIMATE = 5.0
+# Seconds between two lines of progress where there is no terminal to draw a bar in: a log file, a batch system.
+_LINE = 60.0
 
 
 class Screen(Watcher):
@@ -42,6 +44,7 @@ class Screen(Watcher):
         )
         self._bar = self._progress.add_task(ablation.name, total=None, runs="", left="")
         self._next, self._said, self._ended = 0.0, False, 0
+        self._next_line = time.monotonic() + _LINE
 
     def __enter__(self) -> Screen:
         self._progress.start()
@@ -60,7 +63,7 @@ class Screen(Watcher):
             self._console.print(line, highlight=False)
 
     def looked(self, grid: Grid) -> None:
-        """Moves the bar, and estimates anew from time to time."""
+        """Moves the bar, or prints a line where none is drawn, and estimates anew from time to time."""
         runs = f"{self._ended}/{len(grid.tasks)}"
         self._progress.update(self._bar, total=len(grid), completed=grid.done, runs=runs)
         if time.monotonic() < self._next:
@@ -73,6 +76,10 @@ class Screen(Watcher):
         if not self._said:
             self._said = True
             self._console.print(f"  timed: about {duration(left)} for what is left", highlight=False)
+        if not self._console.is_terminal and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _LINE
+            line = f"  {grid.done}/{len(grid)} stages, {runs} runs, about {duration(left)} left"
+            self._console.print(line, highlight=False)
 
     def ended(self, result: Result) -> None:
         """Counts the run; says why it failed if it did."""

@@ -95,53 +95,58 @@ def packed_attention(
         )
         return given
     repeats = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    # On a CPU queries share keys without copies of them; elsewhere that would cost the fast kernels.
+    grouped = repeats > 1 and query.device.type == "cpu"
+    if not grouped:
+        key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
     calls = layout.once(kwargs.get("sliding_window"), _calls)
-    sizes = [call.tokens for call in calls]
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         return scaled_dot_product_attention(
-            query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         ).transpose(1, 2)
 
-    # One split for all calls: slices would each give a gradient as large as the pack.
-    queries, keys, values = (torch.split(tensor, sizes, 2) for tensor in (query, key, value))
-    found = []
-    for number, call in enumerate(calls):
-        opening = (queries[0], keys[0], values[0]) if layout.opening and number else None
-        found.append(call(attend, queries[number], keys[number], values[number], opening))
+    parts = _split((query, key, value), [call.tokens for call in calls])
+    opening = parts[0] if layout.opening else None
+    found = [
+        call(attend, own, opening if number else None)
+        for number, (call, own) in enumerate(zip(calls, parts, strict=True))
+    ]
     return torch.cat(found, dim=1), None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""Attention of queries [b, h, m, d] to keys [b, h, n, d] under a bool mask, None for causal: [b, m, h, d]."""
-Opening = tuple[Tensor, Tensor, Tensor] | None
-"""Queries, keys and values [1, h, o, d] of the tokens that open all prompts of a pack."""
+"""Attention of queries [b, h, m, d] to keys [b, g, n, d] under a bool mask, None for causal: [b, m, h, d]."""
+Known = tuple[Tensor, Tensor, Tensor]
+"""Queries [b, h, n, d], keys and values [b, g, n, d] of n tokens."""
 
 
 class _Alone:
     """One group, or what opens all: the prompt with the first response, then the other responses, some at a time."""
 
     def __init__(self, shape: Shape, window: int | None, device: torch.device, opening: int) -> None:
-        self.tokens, self._opening, self._prompt = shape.tokens, opening, opening + shape.prompt
+        self.tokens, self._prompt = shape.tokens, shape.prompt
         first, *others = shape.responses or (0,)
-        tails = _tails(others)
+        prompt, tails = opening + shape.prompt, _tails(others)
         self._sizes = [shape.prompt + first, *(sum(tail) for tail in tails)]
-        # Without a mask it is causal.
-        causal = window is None or self._prompt + first <= window
-        self._head = None if causal else group_mask(Shape(self._prompt, (first,)), window).to(device)
-        self._masks = [group_mask(Shape(self._prompt, tail), window, self._prompt).to(device) for tail in tails]
+        whole = Shape(prompt, (first,))
+        self._head = None if _sees_all(whole, window) else group_mask(whole, window, opening).to(device)
+        # A long response is faster with the prompt's queries once more, which makes it causal, than under a mask.
+        self._masks = [
+            None
+            if len(tail) == 1 and tail[0] > prompt and _sees_all(Shape(prompt, tail), window)
+            else group_mask(Shape(prompt, tail), window, prompt).to(device)
+            for tail in tails
+        ]
 
-    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Opening) -> Tensor:
-        queries, keys, values = (torch.split(tensor, self._sizes, 2) for tensor in (query, key, value))
-        q, k, v = queries[0], keys[0], values[0]
-        if opening is not None:
-            # With its queries too attention is causal, which is worth more than the few queries cost.
-            q, k, v = _after(opening[0], q), _after(opening[1], k), _after(opening[2], v)
-        found = [attend(q, k, v, self._head)[:, self._opening :]]
-        prompt_keys, prompt_values = k.narrow(2, 0, self._prompt), v.narrow(2, 0, self._prompt)
-        for mask, q, k, v in zip(self._masks, queries[1:], keys[1:], values[1:], strict=True):
-            found.append(attend(q, _after(prompt_keys, k), _after(prompt_values, v), mask))
+    def __call__(self, attend: Attend, own: Known, opening: Known | None) -> Tensor:
+        parts = _split(own, self._sizes)
+        found = [_behind(attend, parts[0], opening, self._head)]
+        if self._masks:
+            before = _map(lambda tensor: tensor.narrow(2, 0, self._prompt), parts[0])
+            if opening is not None:
+                before = _map(_after, opening, before)
+            found += [_behind(attend, part, before, mask) for part, mask in zip(parts[1:], self._masks, strict=True)]
         return torch.cat(found, dim=1)
 
 
@@ -166,11 +171,8 @@ class _Together:
         mask[:, :, 0] |= ~taken
         self._mask = mask[:, None].to(device)
 
-    def __call__(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor, opening: Opening) -> Tensor:
-        keys, values = self._rowed(key), self._rowed(value)
-        if opening is not None:
-            keys, values = _after(opening[1], keys), _after(opening[2], values)
-        flat = attend(self._rowed(query), keys, values, self._mask).flatten(0, 1)
+    def __call__(self, attend: Attend, own: Known, opening: Known | None) -> Tensor:
+        flat = _behind(attend, _map(self._rowed, own), opening, self._mask).flatten(0, 1)
         return (flat if self._full else flat[self._keep])[None]
 
     def _rowed(self, tensor: Tensor) -> Tensor:
@@ -181,9 +183,37 @@ class _Together:
         return tokens.reshape(self._rows, -1, *tokens.shape[1:]).transpose(1, 2)
 
 
+def _split(tokens: Known, sizes: list[int]) -> list[Known]:
+    """Consecutive parts of those sizes; slices would each have a gradient as large as the whole."""
+    query, key, value = (torch.split(tensor, sizes, 2) for tensor in tokens)
+    return list(zip(query, key, value, strict=True))
+
+
+def _map(change: Callable[..., Tensor], *tokens: Known) -> Known:
+    """`change` of the queries, of the keys and of the values."""
+    query, key, value = map(change, *tokens)
+    return query, key, value
+
+
+def _behind(attend: Attend, own: Known, before: Known | None, mask: Tensor | None) -> Tensor:
+    """Attention [b, m, h, d] of a group's own m tokens to those `before` and to themselves, None for causal."""
+    if before is None:
+        return attend(*own, mask)
+    query, key, value = own
+    # Causal attention begins with the first key's token.
+    asks = query if mask is not None else _after(before[0], query)
+    found = attend(asks, _after(before[1], key), _after(before[2], value), mask)
+    return found[:, -query.shape[2] :]
+
+
 def _after(before: Tensor, own: Tensor) -> Tensor:
     """What is [b, h, n, d] of a group's own tokens behind what is [1, h, o, d] of those before them."""
     return torch.cat([before.expand(len(own), -1, -1, -1), own], dim=2)
+
+
+def _sees_all(shape: Shape, window: int | None) -> bool:
+    """Whether every token of a prompt with one response sees all those before it."""
+    return window is None or shape.tokens <= window
 
 
 _Call = _Alone | _Together
