@@ -9,8 +9,9 @@ it wins, below it loses, between it ties, so the win rates over all seeds and pr
 chance. Prompts are other ones under every seed, other ones that go by the same names, or the same ones.
 
 A cell gives the share of ablations whose 95 % interval holds the true win rate of the better arm, and that whose
-interval holds the true difference; `bootstrap` is what percentiles of a bootstrap over seeds, and prompts within them,
-would do for the difference. The standard error of a share near 0.95 of 2,000 is 0.005.
+interval holds the true difference, both of those that have one; `bootstrap` is what percentiles of a bootstrap over
+seeds, and prompts within them, would do for the difference. `alarm` is the share of ablations of two arms alike in
+skill whose difference has p < 0.05. The standard error of a share near 0.95 of 2,000 is 0.005.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ import numpy as np
 from scipy.stats import norm
 
 from sera_core.records import Floats
-from sera_core.statistics.intervals import SHARE, Interval, interval
+from sera_core.statistics.compare import p_value
+from sera_core.statistics.intervals import ALPHA, SHARE, Interval, interval
 
 SKILLS = (0.95, 0.70)
 TIE = 0.15
@@ -33,7 +35,7 @@ TIE = 0.15
 PROMPT, OWN, OPPONENT = 0.6, 0.4, 0.5
 SPREADS = {"none": 0.0, "typical": 0.02, "large": 0.10}
 DESIGNS = ("other prompts", "other prompts, same names", "same prompts")
-KINDS = ("win_rate", "difference", "bootstrap")
+KINDS = ("win_rate", "difference", "bootstrap", "alarm")
 WANTED = (0.93, 0.97)
 DRAWS = 400
 
@@ -70,14 +72,16 @@ def truths(over_seeds: float) -> list[float]:
     return [float(norm.cdf((skill - TIE) / total) + norm.cdf((skill + TIE) / total)) / 2 for skill in SKILLS]
 
 
-def simulate(cell: Cell, over_seeds: float, generator: np.random.Generator) -> Floats:
+def simulate(
+    cell: Cell, over_seeds: float, generator: np.random.Generator, skills: tuple[float, float] = SKILLS
+) -> Floats:
     """Points float64 [arm, seed, prompt] of one ablation."""
     shape = (cell.seeds, cell.prompts)
     asked = (1, cell.prompts) if cell.design == "same prompts" else shape
     draw = generator.standard_normal
     common = over_seeds * draw((cell.seeds, 1)) + PROMPT * draw(asked) + OPPONENT * draw(shape)
     own = over_seeds * draw((2, cell.seeds, 1)) + OWN * draw((2, *asked)) + draw((2, *shape))
-    quality = np.array(SKILLS)[:, None, None] + common + own
+    quality = np.array(skills)[:, None, None] + common + own
     points: Floats = 0.5 * ((quality > TIE).astype(np.float64) + (quality > -TIE))
     return points
 
@@ -92,11 +96,15 @@ def laid_out(values: Floats, design: str) -> Floats:
     return wide.reshape(seeds, -1)
 
 
-def holds(found: Interval, truth: float) -> bool:
-    """Whether the truth lies in an interval."""
-    assert found.low is not None
-    assert found.high is not None
-    return found.low <= truth <= found.high
+def holds(found: Interval, truth: float) -> float:
+    """1 where the truth lies in an interval, else 0; nan without an interval."""
+    return float("nan") if found.low is None or found.high is None else float(found.low <= truth <= found.high)
+
+
+def alarmed(found: Interval) -> bool:
+    """Whether a difference is called one."""
+    p = p_value(found)
+    return p is not None and p < ALPHA
 
 
 def bootstrap_holds(values: Floats, truth: float, generator: np.random.Generator) -> bool:
@@ -110,19 +118,22 @@ def bootstrap_holds(values: Floats, truth: float, generator: np.random.Generator
 
 
 def coverage(cell: Cell, ablations: int) -> dict[str, float]:
-    """Share of ablations in which each kind of interval holds the truth."""
+    """Share of ablations in which each kind of interval holds the truth, and of false alarms."""
     generator, over_seeds = np.random.default_rng(cell.stream), over_seeds_of(SPREADS[cell.spread])
+    of_equals = np.random.default_rng([*cell.stream, 1])
     better, worse = truths(over_seeds)
     held = np.zeros((ablations, len(KINDS)))
     for number in range(ablations):
         points = simulate(cell, over_seeds, generator)
         gap = points[0] - points[1]
+        equals = simulate(cell, over_seeds, of_equals, (SKILLS[0], SKILLS[0]))
         held[number] = (
             holds(interval(laid_out(points[0], cell.design), SHARE), better),
             holds(interval(laid_out(gap, cell.design), (-1.0, 1.0)), better - worse),
             bootstrap_holds(gap, better - worse, generator),
+            alarmed(interval(laid_out(equals[0] - equals[1], cell.design), (-1.0, 1.0))),
         )
-    return dict(zip(KINDS, held.mean(axis=0).tolist(), strict=True))
+    return dict(zip(KINDS, np.nanmean(held, axis=0).tolist(), strict=True))
 
 
 def cells(seeds: Iterable[int], prompts: Iterable[int]) -> list[Cell]:
@@ -153,6 +164,7 @@ def main() -> None:
     ours = [row[kind] for row in rows for kind in KINDS[:2]]
     error = (0.95 * 0.05 / options.ablations) ** 0.5
     summary = {"least": min(ours), "mean": sum(ours) / len(ours), "largest": max(ours), "error": error}
+    summary["alarms"] = max(row["alarm"] for row in rows)
     inside = sum(WANTED[0] <= share <= WANTED[1] for share in ours)
     if options.json:
         print(json.dumps({"ablations": options.ablations, "cells": rows, **summary}, indent=2))

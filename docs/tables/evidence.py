@@ -42,8 +42,8 @@ flipped, rho 0.2. Figures are means over seeds and prompts with 95 % intervals (
 differences are paired by seed and prompt, and p is corrected for all {tests} tests of claims on this page (Holm).
 
 - **holds**: p < {alpha}, in the direction of the claim.
-- **does not hold**: p < {alpha} the other way, or the whole interval lies below the least gain worth having
-  ({worth}).
+- **does not hold**: p < {alpha} the other way, or, unless it holds, the whole interval lies below the least gain worth
+  having ({worth}).
 - **undecided**: neither.
 
 *As well as* is tested against being worse by that least gain. Win rates are against the initial policy's answers.
@@ -121,8 +121,7 @@ def section(paper: Mapping[str, Any], checks: Mapping[str, Any]) -> Iterator[str
     if paper["causes"]:
         yield from ("", "What goes with it:", "")
         yield from table(["", *(percent(noise) for noise in NOISES)], [cause(each, checks) for each in paper["causes"]])
-    if "decides" in paper:
-        yield from ("", "**What decides it.** " + filled(paper["decides"], checks))
+    yield from ("", "**What decides it.** " + filled(paper["decides"], checks))
     yield ""
 
 
@@ -139,9 +138,8 @@ def verdict(check: Check, found: Mapping[str, Any]) -> str:
     if found["p_holm"] < ALPHA:
         return "holds" if gap > 0 else "does not hold"
     best = max(check.sign * found["low"], check.sign * found["high"])
-    if not check.margin and best < WORTH.get(check.figure, 0.0):
-        return "does not hold"
-    return "undecided"
+    worth = WORTH.get(check.figure)
+    return "does not hold" if worth is not None and not check.margin and best < worth else "undecided"
 
 
 def spurious(found: Mapping[str, Any], seeds: int) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
+from sera_core.data.tables import read_candidates, read_pairs
+from sera_core.models.load import load_policy
+from sera_core.models.logps import Group, default_budget, group_logps
 from sera_core.report.study import Run, Study
 from sera_core.statistics.compare import holm, p_value
 from sera_core.statistics.frontier import compare_families, family_baselines
@@ -59,7 +63,29 @@ def weight_of_flips(run: Run) -> float | None:
     return float(np.nanmean(weight[flipped]) - np.nanmean(weight[~flipped])) if flipped.any() else None
 
 
+def off_policy(run: Run) -> float:
+    """Nats per token by which the initial policy finds offline responses less likely than its own answers."""
+    model = load_policy(run.manifest["initial_policy"]["path"])
+    answers = read_candidates(run.path / "iter_0" / "sample" / "candidates.arrow")
+    own = [
+        Group(prompt.ids, tuple(response.ids for response in responses))
+        for prompt, responses in zip(answers.prompts, answers.responses, strict=True)
+    ]
+    offline = [
+        Group(pair.prompt.ids, (pair.chosen.ids, pair.rejected.ids))
+        for pair in read_pairs(run.path / "data" / "pairs.arrow").pairs
+    ]
+
+    def per_token(groups: Sequence[Group]) -> float:
+        with torch.inference_mode():
+            found = group_logps(model, groups, token_budget=default_budget(model.device))
+        return float(found.sums.sum() / found.lengths.sum())
+
+    return per_token(own) - per_token(offline)
+
+
 OTHERS: Mapping[str, Figure] = {
+    "off_policy": Figure(off_policy, 2),
     "flips_removed": Figure(flips_removed),
     "flip_auc": Figure(lambda run: _offline(run).get("flip_auc"), 2),
     "own_right": Figure(lambda run: (run.report["selection"].get("generated") or {}).get("accuracy"), 2),

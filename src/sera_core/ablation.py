@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from sera_core.ablating.config import AblationConfig, Resources, Settings, labels_of, name_of
+from sera_core.ablating.config import EXTENDS, RESOURCES, AblationConfig, Resources, Settings, labels_of
 from sera_core.ablating.groups import baselines_of, families_of
+from sera_core.ablating.layers import OPTIONS, Group, Layer, Override, Stack, check_heeded, check_keys, layer_of
+from sera_core.ablating.names import Place, check_names, name_of, run_name
 from sera_core.catalog import first_problem
-from sera_core.configfile import CONFIGS, locate, merge, override, read, set_path
+from sera_core.configfile import CONFIGS, locate, merge, read
 from sera_core.errors import ConfigError, suggest
-
-_EXTENDS = "extends"
-_RESOURCES = "resources"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,9 +33,10 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """``variant,axis=value,...``: unique within the ablation and fit for a folder.
+        """``variant,axis=value,...``: unique within the ablation, also without regard to case, and fit for a folder.
 
-        At most 100 characters: what is longer is cut and ends in a hash of the whole.
+        An axis stands there by the last part of its path, or by as many as tell it from the others. At most 100 bytes
+        of UTF-8: what is longer is cut and ends in a hash of the whole.
         """
         return name_of(self.variant, self.point)
 
@@ -87,18 +86,20 @@ def make_ablation(raw: Mapping[str, Any], beside: Path, overrides: Sequence[str]
 
     Raises:
         ConfigError: unknown keys, wrong types, a seed that is negative or there twice, an arm without a name of its
-            own, a baseline that no arm is, a frontier that is no axis, or an override that changes no arm.
+            own, a baseline that no arm is or several are, a frontier that is no axis or several are, an override that
+            changes no arm, or a setting that no arm has because others take its place.
     """
     config = _validated(raw)
     check_seeds(config.seeds)
+    check_keys(config, overrides)
     variants: Mapping[str | None, Settings] = config.variants or {None: {}}  # type: ignore[assignment]  # wider keys
-    arms = tuple(
-        _arm(config, variant, settings, point, (beside, overrides))
-        for variant, settings in variants.items()
-        for point in itertools.product(*(labels_of(axis, values) for axis, values in config.grid.items()))
-    )
-    _check_names([arm.name for arm in arms])
-    _check_overrides(arms, overrides)
+    points = tuple(itertools.product(*(labels_of(axis, values) for axis, values in config.grid.items())))
+    bases = {variant: _base(config, variant, settings, beside) for variant, settings in variants.items()}
+    places = [(variant, point) for variant in variants for point in points]
+    stacks = [Stack(bases[variant], _layers(config, variant, point, overrides)) for variant, point in places]
+    arms = tuple(_arm(config, place, stack) for place, stack in zip(places, stacks, strict=True))
+    check_names([(arm.name, place) for arm, place in zip(arms, places, strict=True)])
+    check_heeded(stacks)
     return Ablation(
         name=config.name,
         description=config.description,
@@ -113,32 +114,26 @@ def _validated(raw: Mapping[str, Any]) -> AblationConfig:
     try:
         return AblationConfig.model_validate(dict(raw))
     except ValidationError as error:
-        detail = error.errors()[0]
-        if detail["type"] == "extra_forbidden":
-            key = ".".join(str(part) for part in detail["loc"])
-            fields = Resources.model_fields if detail["loc"][0] == _RESOURCES else AblationConfig.model_fields
-            raise ConfigError(f"Unknown key '{key}' in the ablation. {suggest(key, fields)}") from error
-        raise ConfigError(f"Ablation: {first_problem(error)}") from error
+        raise ConfigError(_mistake(error)) from error
 
 
-def _check_names(names: Sequence[str]) -> None:
-    if not {".", ".."}.isdisjoint(names):
-        raise ConfigError(
-            "An arm of the ablation would be called '.' or '..', which no folder can. Rename the variant."
-        )
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"Two arms of the ablation are called '{twice}'. Give the axis values distinct labels.")
-
-
-def _check_overrides(arms: Sequence[Arm], overrides: Iterable[str]) -> None:
-    for assignment in overrides:
-        if all(override(arm.settings, [assignment]) != arm.settings for arm in arms):
-            key = assignment.partition("=")[0]
-            raise ConfigError(
-                f"Override '{assignment}' would change nothing: every arm of the ablation sets {key} itself. Copy the "
-                "ablation's file and change it there."
-            )
+def _mistake(error: ValidationError) -> str:
+    """What is wrong with an ablation file, and what to do."""
+    details = error.errors()
+    first = details[0]["loc"]
+    if details[0]["type"] == "extra_forbidden":
+        key, last = ".".join(map(str, first)), str(first[-1])
+        fields = Resources.model_fields if first[0] == RESOURCES else AblationConfig.model_fields
+        option = f"{last} is an option of the command: --{last}. " if last in OPTIONS else ""
+        return f"Unknown key '{key}' in the ablation. {option}{suggest(last, fields)}"
+    unquoted = next((detail for detail in details if detail["loc"][-1] == "[key]"), None)
+    if unquoted is not None:
+        # The library's tags for members of a union hold brackets.
+        where = ".".join(part for part in map(str, unquoted["loc"][:-2]) if "[" not in part)
+        return f"Ablation: {where} has the key {unquoted['input']!r}, which must be text. Put it in quotes."
+    empty = any(detail["input"] is None and detail["loc"][0] in {"variants", "grid"} for detail in details)
+    hint = " {} stands for no settings of its own." if empty else ""
+    return f"Ablation: {first_problem(error)}{hint}"
 
 
 def read_ablation(path: Path, overrides: Sequence[str] = ()) -> Ablation:
@@ -189,30 +184,51 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ConfigError(f"seeds: {twice} is there twice, and would count as two independent runs. Remove one.")
 
 
-def _arm(
-    config: AblationConfig,
-    variant: str | None,
-    settings: Settings,
-    point: tuple[tuple[str, str, object], ...],
-    given: tuple[Path, Sequence[str]],
-) -> Arm:
-    """One arm; `given` is the folder of relative paths and the overrides."""
-    base, resources = settings.get(_EXTENDS, config.base), settings.get(_RESOURCES)
-    own = {key: value for key, value in settings.items() if key not in {_EXTENDS, _RESOURCES}}
-    file = given[0] / str(base)
-    result = merge(read(file if file.is_file() else locate(str(base))), config.settings)
-    result = merge(override(result, given[1]), own)
-    for axis, _, value in point:
-        named = isinstance(config.grid[axis], dict)
-        result = merge(result, value) if named else set_path(result, axis, value)  # type: ignore[arg-type]  # a mapping
+def _base(config: AblationConfig, variant: str | None, settings: Settings, beside: Path) -> dict[str, Any]:
+    """What a variant starts from, with the ablation's `settings` on top."""
+    base = settings.get(EXTENDS, config.base)
+    where = f"variants.{variant}.{EXTENDS}" if EXTENDS in settings else "base"
+    if not isinstance(base, str):
+        raise ConfigError(f"{where} must be one preset's name or one file, got {base!r}.")
+    try:
+        raw = read(beside / base if (beside / base).is_file() else locate(base))
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    return merge(raw, config.settings)
+
+
+def _layers(
+    config: AblationConfig, variant: str | None, point: Sequence[tuple[str, str, object]], overrides: Sequence[str]
+) -> tuple[Layer, ...]:
+    """What lies over the base of an arm: overrides, the variant, the axes in their order."""
+    settings = config.variants[variant] if variant is not None else {}
+    own = {key: value for key, value in settings.items() if key not in {EXTENDS, RESOURCES}}
+    return (
+        *(Override(assignment) for assignment in overrides),
+        Group(f"variants.{variant}", own),
+        *(layer_of(axis, config.grid[axis], label, value) for axis, label, value in point),
+    )
+
+
+def _arm(config: AblationConfig, place: Place, stack: Stack) -> Arm:
+    variant, point = place
     at = {axis: label for axis, label, _ in point}
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", name_of(variant, at)) or config.name
+    name = name_of(variant, at)
+    try:
+        settings = stack.settings()
+    except ConfigError as error:
+        raise ConfigError(f"Arm '{name}': {error}") from error
+    resources = None if variant is None else config.variants[variant].get(RESOURCES)
     found = config.resources if resources is None else _resources(str(variant), resources)
-    return Arm(variant, at, {**result, "name": name}, found)
+    return Arm(variant, at, {**settings, "name": run_name(name or config.name)}, found)
 
 
 def _resources(variant: str, raw: object) -> Resources:
     try:
         return Resources.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"variants.{variant}.resources: {first_problem(error)}") from error
+        where, detail = f"variants.{variant}.resources", error.errors()[0]
+        if detail["type"] == "extra_forbidden":
+            key = str(detail["loc"][-1])
+            raise ConfigError(f"Unknown key '{where}.{key}'. {suggest(key, Resources.model_fields)}") from error
+        raise ConfigError(f"{where}: {first_problem(error)}") from error

@@ -17,9 +17,10 @@ from sera_core.ablating.jobs import Result
 from sera_core.ablation import Ablation
 from sera_core.statistics.compare import POWER, Comparison, compare
 from sera_core.statistics.frontier import AtEqualKL, compare_families, family_baselines
-from sera_core.statistics.intervals import LEVEL, Interval, mean_interval
+from sera_core.statistics.intervals import ALPHA, LEVEL, Interval, mean_interval
 from sera_core.statistics.metrics import ACCURACY, GOLD, KL, LENGTH, WIN_RATE, Metric
 from sera_core.statistics.outcomes import iteration_outcomes, reported
+from sera_core.statistics.wording import Coverage
 
 ArmOutcomes = dict[str, dict[int, dict[str, float]]]
 """Arm to seed to prompt to mean over the prompt's samples."""
@@ -28,7 +29,10 @@ _NONE = "-"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean over n seeds with Student's interval at `LEVEL`; the ends are None with a single seed."""
+    """A mean over n seeds with Student's interval at `LEVEL`.
+
+    The ends are None with a single seed, and where equal values other than 0 do not show how far chance goes.
+    """
 
     mean: float
     low: float | None
@@ -40,7 +44,7 @@ def estimate(values: Sequence[float]) -> Estimate:
     """Mean and interval of independent values, at least one."""
     array = np.asarray(values, dtype=np.float64)
     mean = float(array.mean())
-    if len(array) < 2:
+    if len(array) < 2 or (mean and np.allclose(array, mean, rtol=1e-9, atol=0.0)):
         return Estimate(mean, None, None, len(array))
     half = float(stats.t.ppf(0.5 + LEVEL / 2, len(array) - 1) * stats.sem(array))
     return Estimate(mean, mean - half, mean + half, len(array))
@@ -87,12 +91,19 @@ def arms_table(ablation: Ablation, results: Sequence[Result]) -> Table:
     outcomes = {metric: outcomes_of(results, metric) for metric in (first, KL, GOLD, LENGTH)}
     metrics = [metric for metric, found in outcomes.items() if found or metric is first]
     table = _table(f"{ablation.name}: {len(ablation.seeds)} seeds", "arm", [*(m.title for m in metrics), "failed"])
+    intervals = {
+        arm.name: [mean_interval(outcomes[metric].get(arm.name, {}), metric.bounds) for metric in metrics]
+        for arm in ablation.arms
+    }
+    covers = Coverage.of(each for found in intervals.values() for each in found)
     for arm in ablation.arms:
-        found = [mean_interval(outcomes[metric].get(arm.name, {}), metric.bounds) for metric in metrics]
+        found = intervals[arm.name]
         failed = sum(result.arm == arm.name and result.error is not None for result in results)
-        cells = [_around(value, metric.digits) for value, metric in zip(found, metrics, strict=True)]
+        cells = [
+            _around(value, metric.digits) + covers.mark(value) for value, metric in zip(found, metrics, strict=True)
+        ]
         table.add_row(escape(arm.name), *cells, str(failed or _NONE))
-    table.caption = f"± {LEVEL:.0%} interval over seeds and prompts; of one seed, over prompts alone."
+    table.caption = f"± {covers.text}" if covers.kinds else covers.text
     return table
 
 
@@ -129,7 +140,7 @@ def frontier_table(ablation: Ablation, results: Sequence[Result]) -> Table | Non
         span = _NONE if each.kl is None else f"{each.kl[0]:.1f} to {each.kl[1]:.1f}"
         seeds = f"{0 if gap is None else gap.seeds}/{len(ablation.seeds)}"
         table.add_row(escape(each.comparison.arm), *_versus(each.comparison)[:-1], span, seeds)
-    table.caption = _caption([each.comparison for each in found])
+    table.caption = _caption([each.comparison for each in found], needed=False)
     return table
 
 
@@ -173,10 +184,20 @@ def _around(value: Interval | None, digits: int, sign: str = "") -> str:
     return f"{text} ± {max(value.high - value.mean, value.mean - value.low):.{digits}f}"
 
 
-def _caption(comparisons: Sequence[Comparison]) -> str:
-    """What the columns of differences mean."""
+def _caption(comparisons: Sequence[Comparison], *, needed: bool = True) -> str:
+    """What the columns of differences mean; `needed` says whether how many seeds are needed is one of them."""
     tested = max(each.comparisons for each in comparisons)
-    if not tested:
-        return "One seed says nothing about another: no verdict without a second one."
-    many = f"{tested} comparison{'s' * (tested > 1)}"
-    return f"Paired by seed and prompt; p: Holm over {many}; seeds needed: for {POWER:.0%} power."
+    verdicts = {each.verdict for each in comparisons}
+    told = []
+    if tested:
+        many, level = (f" over {tested} comparisons", f" at p < {ALPHA:.2g}/{tested}") if tested > 1 else ("", "")
+        seeds = f"; seeds needed: for {POWER:.0%} power{level}" * needed
+        told.append(f"Paired by seed and prompt; p: Holm{many}{seeds}.")
+    if "one seed" in verdicts:
+        told.append("One seed says nothing about another: no verdict without a second one.")
+    if "nothing varies" in verdicts:
+        told.append("Where nothing varies, outcomes are too few or too coarse to tell.")
+    for reason in dict.fromkeys(each.reason for each in comparisons if each.reason):
+        arms = ", ".join(escape(each.arm) for each in comparisons if each.reason == reason)
+        told.append(f"Not compared: {arms}: {escape(reason)}.")
+    return " ".join(told)

@@ -1,6 +1,7 @@
 """`sera report` of real runs, and the evidence beside the figures that it reads."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -36,6 +37,8 @@ def test_an_ablation_is_reported(finished, here):
     text = (finished / "report.md").read_text(encoding="utf-8")
     assert "these 4 runs would have taken" in text
     assert "KL: difference to the baseline" in text
+    assert "are not finished" not in text, "the settings of every run are those of its arm"
+    assert "Not checked: longer answers that are no better (nothing judged the answers)" in text
     assert len(list((finished / "report_files").glob("*.svg"))) > 5
 
 
@@ -50,6 +53,19 @@ def test_the_baseline_can_be_another(finished, here):
     here("report", finished, "--baseline", "sera")
     text = (finished / "report.md").read_text(encoding="utf-8")
     assert "| dpo | sera |" in text
+
+
+def test_runs_with_other_settings_than_the_ablation_has_now_are_left_out(finished, here, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "a")
+    plan = json.loads((folder / "ablation.json").read_text(encoding="utf-8"))
+    (arm,) = (arm for arm in plan["arms"] if arm["name"] == "sera")
+    arm["settings"]["training"] = {**arm["settings"].get("training", {}), "learning_rate": 0.5}
+    (folder / "ablation.json").write_text(json.dumps(plan), encoding="utf-8")
+    here("report", folder)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "- 2 of 4 runs are not finished (2 made with other settings); figures are of the others." in text
+    assert "| sera | 1 | made with other settings |" in text
+    here("report", folder / "sera" / "seed-1")
 
 
 @pytest.mark.parametrize(

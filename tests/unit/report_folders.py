@@ -13,13 +13,17 @@ from sera_core.records import Candidates, Prompt, Response, TextPrompt
 PROMPTS = ("a", "b", "c", "d")
 
 
+def settings(name):
+    """What an ablation asks of an arm."""
+    return {"name": name, "objective": {"loss": "dpo"}, "source": {"name": "world"}}
+
+
 def manifest(name="run", seed=0, iterations=1, **changes):
-    settings = {"name": name, "seed": seed, "objective": {"loss": "dpo"}, "source": {"name": "world"}}
     return {
         "name": name,
         "seed": seed,
         "config": [{}] * iterations,
-        "settings": settings,
+        "settings": settings(name) | {"seed": seed},
         "components": {"objective:dpo": "dpo@sera-core==0.1.0"},
         "versions": {"python": "3.11.0"},
         "data": {
@@ -123,7 +127,9 @@ def write_initial(folder, length=5, ended=True):
 def write_plan(folder, arms, seeds=(0, 1), baseline=None, families=None, points=None, **changes):
     """``ablation.json`` with variants called like their arms."""
     folder.mkdir(parents=True, exist_ok=True)
-    described = [{"name": arm, "variant": arm, "point": (points or {}).get(arm, {}), "settings": {}} for arm in arms]
+    described = [
+        {"name": arm, "variant": arm, "point": (points or {}).get(arm, {}), "settings": settings(arm)} for arm in arms
+    ]
     plan = {"name": "small", "description": "Two arms.", "arms": described, "seeds": list(seeds)}
     plan |= {"baseline": baseline or {}, "families": families or {}} | changes
     (folder / "ablation.json").write_text(json.dumps(plan), encoding="utf-8")

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from sera_core.ablating.jobs import jobs_of
+from sera_core.ablating.run import check_arms
 from sera_core.ablation import locate_ablation, make_ablation, presets, read_ablation, read_seeds, with_seeds
+from sera_core.configfile import set_path
 from sera_core.errors import ConfigError
 
 HERE = Path()
@@ -81,18 +83,116 @@ def test_a_baseline_point_is_met_in_the_same_variant(point):
         ({"base": "dpoo"}, r"No configuration file 'dpoo'.*dpo"),
         ({"seeds": []}, r"seeds"),
         ({"seeds": [0, 1, 0]}, r"seeds: 0 is there twice"),
-        ({"variants": {"..": {}}, "grid": {}}, r"called '\.' or '\.\.'"),
         ({"seeds": [0, -1]}, r"seeds: -1 is negative"),
         ({"grid": {"source.noise": []}}, r"grid.source.noise is empty"),
-        ({"grid": {"seed": [1, "1"]}}, r"Two arms of the ablation are called 'dpo,seed=1'"),
+        ({"grid": {"source.noise": [0.1, 0.1]}}, r"grid.source.noise holds the value 0.1 twice"),
         ({"baseline": "dop"}, r"baseline 'dop' is no variant and no point of the grid.*dpo"),
         ({"baseline": {"sera": "dop"}}, r"'dop' is no variant.*dpo"),
-        ({"grid": {"name.of.nothing": [1]}}, r"'of' is inside 'dpo'"),
+        ({"grid": {"objective.loss.name.of": [1]}}, r"Arm 'dpo,of=1': grid.objective.loss.name.of: 'of' is inside"),
+        ({"variants": {"a": {"extends": "dpoo"}}}, r"variants.a.extends: No configuration file 'dpoo'.*'dpo'"),
+        ({"variants": {"a": {"extends": ["dpo"]}}}, r"variants.a.extends must be one preset's name"),
+        ({"variants": {"a": None}}, r"variants.a = None: must be a mapping.*\{\} stands for no settings"),
+        ({"grid": {"step": {"default": None}}}, r"grid.step.default = None: must be a mapping.*\{\} stands for"),
+        ({"grid": {"source.noise": 3}}, r"grid.source.noise = 3: must be a list or must be a mapping"),
+        ({"grid": {"step": {0.1: {}}}}, r"grid.step has the key 0.1, which must be text. Put it in quotes"),
+        ({"variants": {1: {}}}, r"variants has the key 1, which must be text. Put it in quotes"),
     ],
 )
 def test_mistakes_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         made(**changes)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("objective.loss.beta", [0.1, 0.2], r"beta = \[0.1, 0.2\]: must be a number"),
+        ("objective.loss.beta", None, r"beta = None: must be a number"),
+        ("training.learning_rate", [1e-5], r"training.learning_rate must be a number, got \[1e-05\]"),
+        ("loop.iterations", "two", r"loop.iterations = 'two': must be a whole number"),
+    ],
+)
+def test_values_that_no_setting_can_have_are_refused_with_the_arm(path, value, message):
+    plain = {"variants": {}, "baseline": None}
+    in_grid = made(**plain, grid={path: [value]})
+    with pytest.raises(ConfigError, match=f"^Arm '{re.escape(in_grid.arms[0].name)}': .*{message}"):
+        check_arms(in_grid)
+    in_variant = made(variants={"odd": set_path({}, path, value)}, grid={})
+    with pytest.raises(ConfigError, match=f"^Arm 'odd': .*{message}"):
+        check_arms(in_variant)
+
+
+USE_SEEDS = "nothing to vary: every arm runs with each seed of the ablation. Use seeds in its file, or --seeds"
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "message"),
+    [
+        ({}, ["seed=7"], f"Override 'seed=7': seed is {USE_SEEDS}"),
+        ({}, ["seeds=3"], f"Override 'seeds=3': seeds is {USE_SEEDS}"),
+        ({"settings": {"seed": 1}}, [], f"settings.seed is {USE_SEEDS}"),
+        ({"variants": {"a": {"seed": 1}, "b": {"seed": 2}}}, [], f"variants.a.seed is {USE_SEEDS}"),
+        ({"grid": {"seed": [1, 2]}}, [], f"grid.seed is {USE_SEEDS}"),
+        ({"grid": {"step": {"long": {"seed": 1}}}}, [], f"grid.step.long.seed is {USE_SEEDS}"),
+        ({}, [" name =x"], "name is nothing to vary: a run is called after its arm"),
+        ({"variants": {"a": {"name": "b"}}}, [], "variants.a.name is nothing to vary"),
+        ({}, ["out=x"], "out is nothing to vary: it is an option of the command. Use --out"),
+        ({"variants": {"a": {"cache": "b"}}}, [], "variants.a.cache is nothing to vary: .* Use --cache"),
+        ({}, ["resources.gpus=1"], "resources.gpus is nothing to vary: .* Set it in the ablation's file, or in a"),
+        ({"grid": {"extends": ["dpo", "ipo"]}}, [], "grid.extends is nothing to vary: only variants have it"),
+        ({}, ["baseline=dpo"], "baseline is nothing to vary: it is a key of the ablation's file"),
+        ({}, ["seed"], "'seed' is not of the form key.path=value"),
+        ({"out": "x"}, [], "Unknown key 'out' in the ablation. out is an option of the command: --out"),
+    ],
+)
+def test_what_the_ablation_sets_itself_is_nothing_to_vary(changes, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_ablation({**CROSSED, **changes}, HERE, overrides)
+
+
+def test_seed_and_name_of_the_base_give_way(tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "{extends: dpo, name: own, seed: 9, source: {name: world, seed: 5}}", encoding="utf-8"
+    )
+    ablation = make_ablation({**CROSSED, "base": "own.yaml", "seeds": [3]}, tmp_path)
+    settings = jobs_of(ablation, HERE)[0].settings
+    assert (settings["seed"], settings["name"]) == (3, "dpo-noise-0.0-step-short")
+    assert settings["source"] == {"name": "world", "seed": 5, "noise": 0.0}
+
+
+NOISES = {"source.noise": [0.0, 0.1]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "overrides", "message"),
+    [
+        ({"variants": {"a": {"source": {"noise": 0.1}}}}, [], "variants.a sets source.noise, which no arm has from it"),
+        ({"variants": {"a": {"source": {"noise": 0.3, "rho": 0.1}}}}, [], "variants.a sets source.noise, which"),
+        (
+            {"grid": {"step": {"a": {"source": {"noise": 0.3}}, "b": {}}, **NOISES}},
+            [],
+            "grid.step.a sets source.noise, which no arm has from it",
+        ),
+        (
+            {"grid": {"objective.loss": ["dpo", "ipo"], "objective.loss.name": ["dpo", "ipo"]}, "variants": {}},
+            [],
+            "grid.objective.loss sets 'dpo', which no arm has from it",
+        ),
+        ({}, ["source.noise=0.1"], "Override 'source.noise=0.1' would change nothing: every arm"),
+    ],
+)
+def test_settings_that_no_arm_has_are_refused(changes, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make_ablation({**CROSSED, "grid": NOISES, **changes}, HERE, overrides)
+
+
+def test_settings_that_some_arm_has_or_that_say_what_is_so_anyway_stay():
+    steps = {"step": {"default": {}, "long": {"objective": {"loss": {"beta": 0.4}}}}}
+    arms = made(variants={"a": {"objective": {"loss": {"name": "dpo", "beta": 0.2}}}}, grid=steps).arms
+    assert [arm.settings["objective"]["loss"]["beta"] for arm in arms] == [0.2, 0.4]
+    leads_on = {"objective.transforms.0.strength": [0.1, 0.2]}
+    arms = made(variants={"a": {"objective": {"transforms": ["self_refinement"]}}}, grid=leads_on).arms
+    assert [arm.settings["objective"]["transforms"][0]["strength"] for arm in arms] == [0.1, 0.2]
 
 
 def test_shipped_ablations_are_found_by_name_and_by_path():
@@ -148,7 +248,12 @@ def test_resources_are_the_ablation_s_unless_a_variant_has_its_own():
     ("changes", "message"),
     [
         ({"frontier": "stpe"}, r"frontier 'stpe' is no axis of the grid. Did you mean 'step'"),
-        ({"resources": {"core": 1}}, r"Unknown key 'resources.core'.*Known: cores, gpus, memory"),
+        ({"resources": {"core": 1}}, r"Unknown key 'resources.core'.*Did you mean 'cores'.*Known: cores, gpus, memory"),
+        ({"resources": {"gpus": 1.5}}, r"resources.gpus = 1.5: must be a whole number where it is above 1"),
+        (
+            {"variants": {"dpo": {"resources": {"gpu": 1}}}},
+            r"Unknown key 'variants.dpo.resources.gpu'. Did you mean 'gpus'",
+        ),
         ({"variants": {"dpo": {"resources": {"cores": 0}}}}, r"variants.dpo.resources: .*cores"),
     ],
 )

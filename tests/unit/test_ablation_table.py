@@ -49,6 +49,8 @@ def test_estimates_are_students():
     assert found.mean == pytest.approx(0.6)
     assert (found.low, found.high) == (pytest.approx(0.6 - half), pytest.approx(0.6 + half))
     assert estimate([0.5]).low is None
+    assert (estimate([0.3, 0.1 + 0.2]).low, estimate([0.3, 0.1 + 0.2]).n) == (None, 2)
+    assert (estimate([0.0, 0.0]).low, estimate([0.0, 0.0]).high) == (0, 0)
     assert (shown(found, 2, "+"), shown(estimate([0.5]), 1)) == ("+0.60 [+0.35, +0.85]", "0.5")
 
 
@@ -72,9 +74,11 @@ def test_a_table_says_what_differences_come_to():
     assert columns["difference"][0] == f"+0.200 ± {half:.3f}"
     assert columns["p"][0] == f"{2 * stats.ttest_1samp(gaps, 0).pvalue:.3f}"
     assert columns["verdict"] == ["better", "not distinguishable"]
-    assert columns["seeds\nneeded"][0] == "2"
+    # At 0.05 / 2, as the verdict is one of two.
+    assert columns["seeds\nneeded"][0] == "3"
     assert int(columns["seeds\nneeded"][1]) > 3
-    assert "Holm over 2 comparisons" in text_of(versus_table(study, results))
+    told = " ".join(text_of(versus_table(study, results)).split())
+    assert "Holm over 2 comparisons; seeds needed: for 80% power at p < 0.05/2." in told
     arms = columns_of(arms_table(study, results))
     assert arms["KL"][0].startswith("2.00 ± ")
     assert "gold" not in arms
@@ -174,3 +178,28 @@ def test_where_nothing_judged_the_held_out_accuracy_decides():
     assert "win rate" not in told
     assert "0.705 ± 0.064" in told
     assert "accuracy" not in text_of(ablation_table(ablation("a"), [result("a", 0, None)]))
+
+
+def test_a_difference_that_does_not_vary_is_not_called_certain():
+    results = [result(arm, seed, win) for arm, win in (("a", 0.8), ("b", 0.9)) for seed in (0, 1)]
+    table = versus_table(ablation("a", "b", baseline={"b": "a"}), results)
+    columns = columns_of(table)
+    assert [cells[0] for cells in columns.values()] == ["b", "a", "+0.100", "-", "nothing varies", "-"]
+    assert "too few or too coarse to tell" in " ".join(text_of(table).split())
+    arms = arms_table(ablation("a", "b"), results)
+    assert columns_of(arms)["win rate"] == ["0.800", "0.900"]
+    assert "No intervals" in " ".join(text_of(arms).split())
+
+
+def test_the_caption_says_what_intervals_speak_of_and_marks_what_speaks_of_less():
+    results = [result("a", 0, 0.5), result("a", 1, 0.6), result("b", 0, 0.75)]
+    arms = arms_table(ablation("a", "b"), results)
+    assert columns_of(arms)["win rate"][1] == "0.750"
+    told = " ".join(text_of(arms).split())
+    assert "± 95% intervals over seeds alone, without evidence by prompt; none where one outcome" in told
+
+
+def test_an_arm_without_the_metric_is_said_to_lack_it():
+    results = [result("a", seed, 0.5 + 0.1 * seed) for seed in (0, 1)] + [result("b", seed, None) for seed in (0, 1)]
+    told = " ".join(text_of(versus_table(ablation("a", "b", baseline={"b": "a"}), results)).split())
+    assert "Not compared: b: no finished run of b has win rate." in told

@@ -15,8 +15,9 @@ from sera_core.ablating.jobs import Job, Result, jobs_of
 from sera_core.ablating.work import Task
 from sera_core.ablation import Arm, make_ablation
 from sera_core.errors import ConfigError
-from sera_core.executors import make_executor
+from sera_core.executors import budget_of, make_executor
 from sera_core.executors.budget import Budget, estimate
+from sera_core.executors.devices import Shares, devices_here
 from sera_core.executors.local import Processes
 
 GB = 10**9
@@ -133,8 +134,151 @@ def test_processes_end_with_their_parent(tmp_path):
     wait_until(lambda: not alive(pid))
 
 
-def task_with(cores=None, memory=None, **settings):
-    arm = Arm("a", {}, settings, Resources(cores=cores, memory=memory))
+def sees(task, threads=None):
+    """A run whose folder is what it sees of devices."""
+    time.sleep(0.1)
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    return Result(task.job.arm.name, task.job.seed, seen, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("gpus", "at_once", "seen"),
+    [
+        ((1, 1), 2, [{"3"}, {"5"}]),
+        ((0.5, 0.5), 2, [{"3"}, {"3"}]),
+        ((0.6, 0.6), 2, [{"3"}, {"5"}]),
+        ((2, 0.5), 1, [{"3,5"}, {"3"}]),
+        ((0, 1), 2, [{"all"}, {"3"}]),
+    ],
+)
+def test_runs_share_the_devices_of_the_machine(gpus, at_once, seen, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    tasks = [task_with(gpus=count, memory=0.001) for count in gpus]
+    budget = Budget(4, devices=("3", "5"))
+    assert budget.at_a_time(tasks) == at_once
+    executor = Processes(sees, budget)
+    executor.start(tasks[0])
+    assert executor.room(tasks[1]) == (at_once == 2)
+    found = [] if at_once == 2 else executor.ended(60)
+    executor.start(tasks[1])
+    while len(found) < 2:
+        found += executor.ended(60)
+    executor.close()
+    results = {id(task): result.out for task, result in found}
+    assert [{results[id(task)]} for task in tasks] == seen
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+def test_devices_that_ended_runs_held_are_free_again():
+    shares = Shares(("0", "1"))
+    for count in (1, 0.3, 0.3, 0.3):
+        shares.take(shares.place(count), count)
+    assert shares.place(1) is None
+    assert shares.place(0.5) is None
+    assert shares.place(0) == ()
+    shares.take(("0",), -1)
+    assert (shares.place(1), shares.place(2), shares.place(0.1)) == (("0",), None, ("1",))
+    for _ in range(3):
+        shares.take(("1",), -0.3)
+    assert shares.place(2) == ("0", "1")
+
+
+def test_devices_are_called_as_the_user_called_them(monkeypatch):
+    for there, count, visible, names in (
+        (True, 2, "4, 7", ("4", "7")),
+        (True, 2, None, ("0", "1")),
+        (False, 0, None, ()),
+    ):
+        monkeypatch.setattr("torch.cuda.is_available", lambda there=there: there)
+        monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        if visible is not None:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        assert devices_here() == names
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "message"),
+    [
+        ({"gpus": 2}, {"devices": ("0",)}, "Arm 'a': resources.gpus = 2, but this machine has 1. .*--executor ray"),
+        ({"gpus": 0.5}, {"devices": ()}, "Arm 'a': resources.gpus = 0.5, but this machine has 0"),
+        ({"cores": 4}, {"cores": 2}, "Arm 'a': resources.cores = 4 is more than the --cores 2 for all runs"),
+        ({"memory": 3}, {"memory": 2 * GB}, "Arm 'a': resources.memory = 3 is more than the --memory 2 for all runs"),
+    ],
+)
+def test_an_arm_that_asks_for_more_than_there_can_be_is_refused(asked, given, message):
+    with pytest.raises(ConfigError, match=message):
+        Budget(1, **given).check(task_with(**asked).job.arm)
+
+
+def test_a_greedy_arm_is_refused_before_anything_is_planned_or_run(tmp_path):
+    from sera_core.ablating.run import How, grid_of, run_ablation  # too much for each process that imports this file
+
+    variants = {"dpo": {}, "greedy": {"resources": {"gpus": 2}}}
+    ablation = make_ablation({"name": "t", "base": "dpo", "variants": variants, "seeds": [0]}, Path())
+    how = How(cache=tmp_path / "cache", budget=Budget(1, devices=("0",)))
+    for call in (grid_of, run_ablation):
+        with pytest.raises(ConfigError, match="Arm 'greedy': resources.gpus = 2, but this machine has 1"):
+            call(ablation, tmp_path / "out", how)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cluster_has_devices_of_its_own():
+    budget = budget_of("ray", None, None, None)
+    budget.check(task_with(gpus=64).job.arm)
+    assert budget.devices is None
+
+
+class Cluster:
+    """Ray as a caller has it who joined a large cluster before."""
+
+    def __init__(self):
+        self.asked = []
+
+    def is_initialized(self):
+        return True
+
+    def remote(self, function):
+        return self
+
+    def options(self, **options):
+        self.asked.append(options)
+        return self
+
+    def cluster_resources(self):
+        return {"CPU": 64.0, "memory": 100.0 * GB, "GPU": 8.0}
+
+
+class Remote(Cluster):
+    def remote(self, *arguments):
+        return object() if len(arguments) > 1 else self
+
+
+@pytest.mark.parametrize(
+    ("given", "asked", "beside"),
+    [
+        ({"cores": 2}, {}, 2),
+        ({"cores": 4}, {"cores": 2}, 2),
+        ({"memory": 3 * GB}, {"memory": 1}, 3),
+        ({"memory": 500 * GB}, {"memory": 20}, 5),
+        ({}, {"gpus": 2}, 4),
+    ],
+)
+def test_runs_on_a_joined_cluster_keep_to_what_was_given(given, asked, beside, monkeypatch):
+    cluster = Remote()
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    executor = make_executor("ray", live_or_die, Budget(None, here=False, **given), lambda: None)
+    task = task_with(**asked)
+    started = 0
+    while executor.room(task):
+        executor.start(task)
+        started += 1
+    assert started == len(cluster.asked) == beside
+
+
+def task_with(cores=None, memory=None, gpus=0.0, **settings):
+    arm = Arm("a", {}, settings, Resources(cores=cores, memory=memory, gpus=gpus))
     return Task(Job(arm, 0, Path()), "", ())
 
 

@@ -11,10 +11,8 @@ from sera_core.errors import ConfigError, StoreError
 from sera_core.report.blocks import Figure, Table, Text, between, number
 from sera_core.report.cost import Spent, cost, distinct, saved, stages_of
 from sera_core.report.curves import curve, learning_curves
-from sera_core.report.frontiers import frontiers
 from sera_core.report.pairs import drops, histogram, jaccard, margins, overlap_table, selection, weights
 from sera_core.report.results import read_all, results
-from sera_core.report.rivals import head_to_head, points
 from sera_core.report.samples import SHOWN, length_and_reward, thinned
 from sera_core.report.signs import histories_of
 from sera_core.report.study import read_study
@@ -33,30 +31,6 @@ def test_numbers_for_cells():
     assert (number(None, 2), number(1.256, 2), number(1.0, 1, "+")) == ("-", "1.26", "+1.0")
     assert between(0.5, 0.25, 0.75, 2) == "0.50 [0.25, 0.75]"
     assert between(0.5, None, None, 2) == "0.50"
-
-
-def test_points_are_paired_by_seed_and_prompt_with_ties_half():
-    ours = {0: {"a": 2.0, "b": 1.0, "c": 0.0}, 1: {"a": 1.0}}
-    theirs = {0: {"a": 1.0, "b": 1.0, "c": 3.0, "d": 0.0}, 2: {"a": 0.0}}
-    assert points(ours, theirs) == {0: {"a": 1.0, "b": 0.5, "c": 0.0}}
-
-
-def test_arms_against_each_other(tmp_path):
-    study = read_study(write_ablation(tmp_path, ("dpo", "sera")))
-    (table,) = tables(head_to_head(study)).values()
-    assert table.columns == ("row beats column", "dpo", "sera")
-    # sera has more gold on every prompt of every seed; nothing varies, so the interval is a point.
-    assert table.rows == (("dpo", "-", "0.00*"), ("sera", "1.00*", "-"))
-    assert table.shades == ((None, None, -1.0), (None, 1.0, None))
-
-
-def test_without_gold_there_is_no_matrix_and_the_page_says_so(tmp_path):
-    write_plan(tmp_path, ("dpo", "sera"), (0,))
-    for arm in ("dpo", "sera"):
-        write_run(tmp_path / arm / "seed-0", arm, sampled=samples(gold=None))
-    section = head_to_head(read_study(tmp_path))
-    assert not tables(section)
-    assert "Left out: it needs gold grades" in texts(section)
 
 
 def test_jaccard_by_hand():
@@ -205,48 +179,6 @@ def test_a_damaged_record_is_named(tmp_path):
         stages_of(read_study(tmp_path).runs[0])
 
 
-def test_results_hold_intervals_and_verdicts(tmp_path):
-    study = read_study(write_ablation(tmp_path, baseline={"sera": "dpo"}))
-    found = tables(results(study, read_all(study)))
-    rows = {row[0]: row for row in found["Final iteration of each arm"].rows}
-    assert rows["dpo"][1] == "2"
-    # Points 1, 1, .5, .5 in both seeds.
-    assert rows["dpo"][2].startswith("0.750 [")
-    (row,) = found["gold: difference to the baseline"].rows
-    assert row[:3] == ("sera", "dpo", "+1.000 [+1.000, +1.000]")
-    assert row[4] == "better"
-    (row,) = found["win rate: difference to the baseline"].rows
-    assert row[4] == "not distinguishable"
-
-
-def test_without_a_baseline_the_page_says_how_to_name_one(tmp_path):
-    study = read_study(write_ablation(tmp_path))
-    assert "--baseline" in texts(results(study, read_all(study)))
-
-
-def test_a_single_run_has_a_row_per_iteration(tmp_path):
-    study = read_study(write_run(tmp_path, iterations=2))
-    (table,) = results(study, read_all(study)).blocks
-    assert [row[0] for row in table.rows] == ["1", "2"]
-    assert "another seed may lie outside" in table.note
-
-
-def test_families_are_compared_at_equal_kl(tmp_path):
-    arms = ("dpo short", "dpo long", "sera short", "sera long")
-    points_of = {arm: {"step": arm.split()[1]} for arm in arms}
-    baseline = {"sera short": "dpo short", "sera long": "dpo long"}
-    families = {"dpo": list(arms[:2]), "sera": list(arms[2:])}
-    study = read_study(write_ablation(tmp_path, arms, baseline=baseline, families=families, points=points_of))
-    (section,) = frontiers(study, read_all(study))
-    rows = tables(section)["gold at equal KL"].rows
-    assert rows[0][:2] == ("sera", "dpo")
-    # All arms have KL 1; golds of the families average 3.5 - 1 - .5 + ... = two more.
-    assert rows[0][2].startswith("+2.000")
-    (figure,) = [block for block in section.blocks if isinstance(block, Figure)]
-    assert [series.label for series in figure.charts[0].series] == ["dpo", "sera"]
-    assert frontiers(read_study(write_ablation(tmp_path / "none")), {}) == ()
-
-
 def test_what_was_run(tmp_path):
     write_plan(tmp_path, ("dpo", "sera"), (0, 1))
     for seed in (0, 1):
@@ -318,3 +250,4 @@ def test_runs_without_evidence_are_said_to_lack_it(tmp_path):
         assert "Left out: no run has" in texts(section)
     (table,) = results(study, read_all(study)).blocks
     assert table.rows[0][1] == "0.750"
+    assert table.note.startswith("No intervals: one outcome")

@@ -5,13 +5,15 @@ import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import pytest
+from markdown_it import MarkdownIt
+from matplotlib import rc_context
 from report_folders import write_ablation, write_run
 
 from sera_core.report import write_report
 from sera_core.report.blocks import Chart, Figure, Page, Section, Series, Table, Text
-from sera_core.report.draw import drawings_of, drawn, inline, standalone
+from sera_core.report.draw import STYLE, canvas_of, drawings_of, drawn, inline, standalone
 from sera_core.report.html import html
-from sera_core.report.markdown import escaped, markdown
+from sera_core.report.markdown import escaped, markdown, paragraph
 
 HOSTILE = "<script>alert('x')</script>&$x^2$|*b*"
 VOID = {"meta", "link", "br", "img", "hr", "input"}
@@ -25,11 +27,11 @@ def parsed(text):
 
 
 class Reader(HTMLParser):
-    """Checks nesting; collects tags, ids, text and every link or source."""
+    """Checks nesting; collects tags, ids, text, every link or source, and the rows of tables."""
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.ids, self.links, self.words = [], [], [], [], []
+        self.open, self.tags, self.ids, self.links, self.words, self.rows = [], [], [], [], [], []
         self.feed(text)
         self.close()
         assert not self.open
@@ -41,6 +43,10 @@ class Reader(HTMLParser):
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag in {"td", "th"}:
+            self.rows[-1].append("")
         for name, value in attributes:
             if name == "id":
                 self.ids.append(value)
@@ -52,6 +58,8 @@ class Reader(HTMLParser):
 
     def handle_data(self, text):
         self.words.append(text)
+        if self.open and self.open[-1] in {"td", "th"}:
+            self.rows[-1][-1] += text
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +153,46 @@ def test_every_row_of_a_markdown_table_is_as_wide_as_its_head(written):
         assert len(widths) == 1
 
 
+HARD = ("a|b <i>x", "&lt;b&gt; &amp;", "1. *β* `偏好` $y$ \"'>", "u\u2028v\x85w\tx\\|", "_=0.1")
+
+
+def test_hard_names_break_neither_page(tmp_path):
+    points = {arm: {"step|": "<1>" if number % 2 else "&2|"} for number, arm in enumerate(HARD)}
+    folder = write_ablation(tmp_path, HARD, (0,), baseline=dict.fromkeys(HARD[1:], HARD[0]), points=points)
+    page, text = (path.read_text(encoding="utf-8") for path in write_report(folder))
+    reader = Reader(page)
+    assert not {"i", "b", "script"} & set(reader.tags)
+    shown = Reader(MarkdownIt("commonmark").enable("table").render(text))
+    assert not {"i", "b", "em", "code", "ol", "script"} & set(shown.tags)
+    assert [[" ".join(cell.split()) for cell in row] for row in reader.rows] == shown.rows
+    first = [row[0] for row in shown.rows]
+    assert all(first.count(" ".join(name.split())) > 3 for name in HARD)
+    for svg in (folder / "report_files").iterdir():
+        assert parsed(svg.read_text(encoding="utf-8")).tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    "text", ["1. one", "12) two", "- three", "+ four", "---", "-", "7.", "# five", "> six", "* 7", "===", "| a |"]
+)
+def test_a_paragraph_stays_one_whatever_it_begins_with(text):
+    page = Page(HOSTILE, text, (text,), (Section("s", "S", (Text(text),)),))
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown(page, "there"))
+    assert [token.content for token in tokens if token.type == "text"] == []
+    words = ["".join(each.content for each in token.children) for token in tokens if token.type == "inline"]
+    assert words == [HOSTILE, text, "Warnings", text, "S", text]
+    assert {token.type for token in tokens} == {
+        f"{kind}_{end}" for kind in ("heading", "paragraph", "bullet_list", "list_item") for end in ("open", "close")
+    } | {"inline"}
+
+
+def test_a_number_in_a_paragraph_stays_as_it_is_written():
+    assert (paragraph("0.5 of it"), paragraph("-0.5 of it"), paragraph("10 runs.")) == (
+        "0.5 of it",
+        "-0.5 of it",
+        "10 runs.",
+    )
+
+
 def test_equal_results_give_equal_files(written, tmp_path):
     folder, html_text, markdown_text = written
     (folder / "report_files" / "old.svg").write_text("left over", encoding="utf-8")
@@ -161,6 +209,73 @@ def test_hostile_names_of_arms_are_drawn_as_they_are(tmp_path):
     assert not list(root.iter("{http://www.w3.org/2000/svg}script"))
     words = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert words.count(HOSTILE) == 2
+
+
+def charted(labels, kind="lines", title="t"):
+    series = tuple(Series(label, (0.0, 1.0), (1.0, 2.0)) for label in labels)
+    return Chart(title, kind, "x (m)", "y (s)", series, (0.0, 1.0, 2.0) if kind == "bars" else ())
+
+
+def worded(drawing):
+    words = parsed(drawing).iter("{http://www.w3.org/2000/svg}text")
+    return [element.text for element in words]
+
+
+@pytest.mark.parametrize("kind", ["lines", "points", "bars"])
+def test_names_with_an_underscore_before_them_are_in_the_legend(kind):
+    words = worded(drawn(charted(("_=0.1", "_=0.2", "_nolegend_"), kind), "n"))
+    assert {"_=0.1", "_=0.2", "_nolegend_"} <= set(words)
+
+
+@pytest.mark.parametrize("kind", ["lines", "points", "bars"])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ("dpo", "sera-dpo"),
+        ("a" * 30, "m" * 30, "b"),
+        tuple(
+            f"sera-dpo,objective.loss.beta=0.{n},training.learning_rate=0.0002,loop.iterations=3,x=0.5-1a2b3c4{n}"
+            for n in range(8)
+        ),
+        ("W" * 100, "_" * 100, "dpo"),
+    ],
+    ids=["short", "thirty", "a hundred", "wide"],
+)
+def test_a_legend_lies_within_its_figure_and_below_the_axes(labels, kind):
+    with rc_context(STYLE):
+        canvas = canvas_of(charted(labels, kind, title="W" * 100))
+        canvas.draw_without_rendering()
+        legend = canvas.legends[0].get_window_extent()
+        (axes,) = canvas.axes
+        label, title = axes.xaxis.label.get_window_extent(), axes.title.get_window_extent()
+    assert canvas.bbox.x0 <= legend.x0 < legend.x1 <= canvas.bbox.x1
+    assert canvas.bbox.y0 <= legend.y0 < legend.y1 <= label.y0
+    assert canvas.bbox.x0 <= title.x0 < title.x1 <= canvas.bbox.x1
+    assert axes.bbox.y1 <= title.y0 < title.y1 <= canvas.bbox.y1
+    assert axes.bbox.height == pytest.approx(2.5 * canvas.dpi), "the legend takes nothing from the axes"
+    shown = [text.get_text().replace("\n", "") for text in canvas.legends[0].get_texts()]
+    assert shown == list(labels)
+
+
+def test_long_names_are_cut_after_commas_and_drawn_whole():
+    name = "sera-dpo,objective.loss.beta=0.1,training.learning_rate=0.0002,loop.iterations=3"
+    words = worded(drawn(charted((name, "dpo")), "n"))
+    parts = [word for word in words if word in name and len(word) > 2 and word != "dpo"]
+    assert "".join(parts) == name
+    assert len(parts) == 2
+    assert parts[0].endswith(",")
+
+
+def test_characters_as_wide_as_high_have_the_room_they_need():
+    words = worded(drawn(charted(("偏" * 80, "dpo")), "n"))
+    parts = [word for word in words if set(word) == {"偏"}]
+    # 8 points each, and 270 of them in a line.
+    assert [len(part) for part in parts] == [33, 33, 14]
+
+
+def test_what_no_font_and_no_file_can_hold_is_drawn_without_a_warning():
+    drawing = drawn(charted(("偏好 🦜", "a\x00b\x1fc\ufffe\nd")), "n")
+    assert {"偏好 🦜", "a\ufffdb\ufffdc\ufffd d"} <= set(worded(drawing))
 
 
 @pytest.mark.parametrize("kind", ["lines", "points", "bars"])
@@ -186,6 +301,36 @@ def test_cells_are_coloured_by_their_shade():
     assert "<td>3</td><td>4</td>" in text
     assert "<p>&lt;b&gt;</p>" in text
     assert "No warning" in text
+
+
+SILENT = "No warning: no run shows a sign of reward hacking that this report looks for."
+
+
+@pytest.mark.parametrize(
+    ("warnings", "unchecked", "sentence"),
+    [
+        ((), (), SILENT),
+        (
+            (),
+            ("a sign (no judge)", "another (no gold)"),
+            SILENT.replace("this report looks for", "could be looked for")
+            + " Not checked: a sign (no judge); another (no gold).",
+        ),
+        (("Beware.",), ("a sign (no judge)",), "Not checked: a sign (no judge)."),
+        (("Beware.",), (), ""),
+    ],
+)
+def test_both_pages_say_what_was_looked_for(warnings, unchecked, sentence):
+    page = Page("p", "Lead.", warnings, (), unchecked)
+    told = [f"- {warning}" for warning in warnings]
+    assert (
+        markdown(page, "there")
+        == "\n\n".join(["# p", "Lead.", *(["## Warnings", *told] if told else []), *([sentence] if sentence else [])])
+        + "\n"
+    )
+    words = "".join(Reader(html(page, {})).words)
+    assert sentence in words
+    assert ("No warning" in words, "Not checked" in words) == (not warnings, bool(unchecked))
 
 
 def test_markdown_by_hand():

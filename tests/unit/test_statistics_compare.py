@@ -10,7 +10,7 @@ from scipy import stats
 from statsmodels.stats.power import TTestPower
 
 from sera_core.errors import ConfigError
-from sera_core.statistics.compare import compare, holm, p_text, p_value, seeds_needed, verdict_of
+from sera_core.statistics.compare import compare, holm, judged, p_text, p_value, power, seeds_needed, verdict_of
 from sera_core.statistics.intervals import ALPHA, WHOLE, Interval, mean_interval
 from sera_core.statistics.metrics import GOLD, KL, METRICS, WIN_RATE, metric_of
 
@@ -62,33 +62,43 @@ def test_one_seed_gives_no_verdict():
 
 
 def test_arms_without_a_common_seed_are_not_compared():
-    found = compare({"a": {0: {"x": 1.0}}}, {"a": "b", "c": "a"}, WIN_RATE)
-    assert [each.verdict for each in found] == ["not compared"] * 2
-    assert [each.reason for each in found] == ["no seed in common"] * 2
+    one, other = {0: {"x": 1.0}}, {1: {"x": 1.0}}
+    found = compare({"a": one, "b": other, "e": {}}, {"a": "b", "c": "a", "b": "e", "c ": "d"}, GOLD)
+    assert [each.verdict for each in found] == ["not compared"] * 4
+    assert [each.reason for each in found] == [
+        "no seed in common",
+        "no finished run of c has gold",
+        "no finished run of e has gold",
+        "no finished run of either has gold",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("mean", "p", "direction", "verdict"),
+    ("mean", "p", "direction", "verdict", "seeds"),
     [
-        (0.1, 0.01, 1, "better"),
-        (-0.1, 0.01, 1, "worse"),
-        (0.1, 0.01, -1, "worse"),
-        (-0.1, 0.01, -1, "better"),
-        (0.1, 0.01, 0, "higher"),
-        (-0.1, 0.01, 0, "lower"),
-        (0.1, 0.05, 1, "not distinguishable"),
-        (0.1, None, 1, "one seed"),
+        (0.1, 0.01, 1, "better", 4),
+        (-0.1, 0.01, 1, "worse", 4),
+        (0.1, 0.01, -1, "worse", 4),
+        (-0.1, 0.01, -1, "better", 4),
+        (0.1, 0.01, 0, "higher", 4),
+        (-0.1, 0.01, 0, "lower", 4),
+        (0.1, 0.05, 1, "not distinguishable", 4),
+        (0.1, None, 1, "one seed", 1),
+        (0.1, None, 1, "nothing varies", 4),
     ],
 )
-def test_verdicts(mean, p, direction, verdict):
-    assert verdict_of(difference(mean), p, direction) == verdict
+def test_verdicts(mean, p, direction, verdict, seeds):
+    assert verdict_of(difference(mean, seeds=seeds), p, direction) == verdict
 
 
 @given(st.lists(st.floats(-1, 1).map(lambda x: round(x, 2)), min_size=2, max_size=6))
 def test_p_and_interval_agree(values):
     found = mean_interval(whole(*values))
     p = p_value(found)
-    if abs(p - ALPHA) > 1e-9:
+    if p is None:
+        assert (found.low, found.high) == (None, None)
+        assert len(set(values)) == 1
+    elif abs(p - ALPHA) > 1e-9:
         assert (p < ALPHA) == (found.low > 0 or found.high < 0)
 
 
@@ -98,9 +108,61 @@ def test_seeds_needed_are_those_of_statsmodels(mean, spread):
     assert seeds_needed(difference(mean, spread / 2)) == math.ceil(wanted)
 
 
-def test_a_difference_without_spread_needs_two_seeds():
-    assert seeds_needed(difference(0.1, 0.0)) == 2
+def test_a_difference_without_spread_says_nothing_of_seeds():
+    assert seeds_needed(difference(0.1, 0.0)) is None
+    assert p_value(difference(0.1, 0.0)) is None
+    assert p_value(difference(0.0, 0.0)) == 1
     assert seeds_needed(difference(1e9, 1e-9)) == 2
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({0: {"x": 1.0}, 1: {"y": 1.0}}, {0: {"x": 0.0}, 1: {"y": 0.0}}),
+        # The gaps differ by rounding.
+        (whole(0.9, 0.8), whole(0.8, 0.7)),
+        (
+            {seed: dict.fromkeys("abcd", 1.5) for seed in range(3)},
+            {seed: dict.fromkeys("abcd", 0.5) for seed in range(3)},
+        ),
+    ],
+)
+def test_outcomes_that_do_not_vary_make_nothing_certain(ours, theirs):
+    (found,) = compare({"a": ours, "b": theirs}, {"a": "b"}, WIN_RATE)
+    gap = found.difference
+    assert gap.mean > 0
+    assert (gap.low, gap.high, gap.se, found.p, found.p_holm) == (None,) * 5
+    assert (found.verdict, found.seeds_needed, found.needed_shown, found.comparisons) == (
+        "nothing varies",
+        None,
+        "-",
+        0,
+    )
+
+
+def test_seeds_needed_are_those_of_a_verdict_among_as_many():
+    gaps = {"a": difference(0.05, 0.02), "c": difference(0.03, 0.02)}
+    found = judged(gaps, dict.fromkeys(gaps), dict.fromkeys(gaps, "b"), WIN_RATE)
+    wanted = [TTestPower().solve_power(gap / 0.04, alpha=0.05 / 2, power=0.8) for gap in (0.05, 0.03)]
+    assert [each.seeds_needed for each in found] == [math.ceil(n) for n in wanted]
+    assert seeds_needed(gaps["a"], 2) > seeds_needed(gaps["a"]) == seeds_needed(gaps["a"], 1)
+
+
+@given(st.floats(0.5, 200), st.integers(2, 6), st.integers(1, 40))
+def test_no_seeds_are_called_for_that_gave_no_verdict(distance, seeds, comparisons):
+    gap = difference(distance, 1.0, seeds=seeds)
+    needed = seeds_needed(gap, comparisons)
+    if needed is not None and needed <= seeds:
+        assert comparisons * p_value(gap) < ALPHA
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("level", [0.025, 0.025 / 40])
+def test_far_out_the_power_is_that_of_simulated_tests(seeds, level):
+    distance = 4 * stats.t.isf(level, seeds - 1) / seeds
+    draws = np.random.default_rng(0).normal(size=(20_000, seeds)) + distance / seeds**0.5
+    seen = stats.ttest_1samp(draws, 0, axis=1, alternative="greater").pvalue < level
+    assert power(distance, seeds, level) == pytest.approx(seen.mean(), abs=0.015)
 
 
 def test_no_number_of_seeds_makes_up_for_too_few_shared_prompts():

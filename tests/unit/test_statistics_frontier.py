@@ -73,8 +73,10 @@ def test_a_longer_step_on_the_same_line_is_no_better():
 def test_a_better_method_is_better_at_equal_kl():
     base = [(kl, 0.4 * kl**0.5) for kl in (0.25, 1.0, 4.0)]
     families, values, kls = study({"base": base, "ours": [(kl, gold + 0.3) for kl, gold in base]})
+    for arm in families["ours"]:
+        values[arm] = {seed: {p: gold + 0.01 * seed for p, gold in each.items()} for seed, each in values[arm].items()}
     (found,) = compare_families(families, values, kls, {"ours": "base"}, GOLD)
-    assert found.comparison.difference.mean == pytest.approx(0.3)
+    assert found.comparison.difference.mean == pytest.approx(0.31)
     assert (found.comparison.verdict, found.left_out) == ("better", ())
     assert found.comparison.difference.covers == "seeds and prompts"
     assert found.comparison.difference.prompts == 3 * PROMPTS
@@ -103,7 +105,9 @@ def test_families_that_share_no_kl_are_not_compared():
     assert (found.comparison.verdict, found.kl, found.left_out) == ("not compared", None, (0, 1, 2))
     assert found.comparison.reason == "the two span no KL in common in any seed"
     (found,) = compare_families({"a": ["x"], "b": ["y"]}, {}, {}, {"a": "b"}, GOLD)
-    assert found.comparison.reason == "no seed in common"
+    assert found.comparison.reason == "no finished run of either has both gold and KL"
+    (found,) = compare_families(families, values, {"near-0": kls["near-0"]}, {"far": "near"}, GOLD)
+    assert found.comparison.reason == "no finished run of far has both gold and KL"
 
 
 def test_seeds_in_which_they_share_no_kl_are_named():
@@ -117,13 +121,13 @@ def test_seeds_in_which_they_share_no_kl_are_named():
 def test_runs_without_evidence_by_prompt_are_compared_over_seeds():
     points = {"a": (0.8, 0.6), "b": (0.7, 0.5)}
     values = {
-        f"{name}{i}": {s: {WHOLE: win + 0.01 * s} for s in range(3)}
+        f"{name}{i}": {s: {WHOLE: win + 0.01 * s * (name == "a")} for s in range(3)}
         for name, w in points.items()
         for i, win in enumerate(w)
     }
     kls = {arm: {s: {WHOLE: 2.0 if arm.endswith("0") else 1.0} for s in range(3)} for arm in values}
     (found,) = compare_families({"a": ["a0", "a1"], "b": ["b0", "b1"]}, values, kls, {"a": "b"}, WIN_RATE)
-    assert found.comparison.difference.mean == pytest.approx(0.1)
+    assert found.comparison.difference.mean == pytest.approx(0.11)
     assert (found.comparison.difference.covers, found.kl) == ("seeds", (pytest.approx(1), pytest.approx(2)))
 
 
@@ -142,3 +146,21 @@ def test_points_stand_in_the_order_of_their_kl_and_need_both_figures():
     families, values, kls = study({"a": [(4.0, 0.5), (1.0, 0.4)]})
     assert [point.arm for point in frontier([*families["a"], "none"], values, kls, GOLD)] == ["a-1", "a-0"]
     assert frontier(families["a"], values, {}, GOLD) == ()
+
+
+def test_settings_within_the_compared_kl_are_counted():
+    near, far = [(0.25, 0.2), (1.0, 0.4), (4.0, 0.8)], [(1.0, 0.5), (1.5, 0.6), (2.5, 0.7), (9.0, 0.9)]
+    families, values, kls = study({"near": near, "far": far, "wide": [(0.1, 0.1), (20.0, 0.9)], "one": [(2.0, 0.5)]})
+    found = compare_families(families, values, kls, {"far": "near", "wide": "near", "one": "near"}, GOLD)
+    # By hand: KL from about 1 to 4 holds two of near and three of far; wide has its settings on either side.
+    assert [each.inside for each in found] == [(3, 2), (0, 3), (1, 0)]
+    (none,) = compare_families(families, values, {}, {"far": "near"}, GOLD)
+    assert none.inside == (0, 0)
+
+
+def test_a_gap_that_does_not_vary_is_not_called_certain():
+    points = [(0.5, 0.2), (1.0, 0.4)]
+    families, values, kls = study({"a": [(kl, gold + 0.3) for kl, gold in points], "b": points})
+    (found,) = compare_families(families, values, kls, {"a": "b"}, GOLD)
+    assert found.comparison.difference.mean == pytest.approx(0.3)
+    assert (found.comparison.verdict, found.comparison.p) == ("nothing varies", None)

@@ -10,8 +10,19 @@ from statsmodels.formula.api import ols
 from statsmodels.stats.anova import anova_lm
 from statsmodels.stats.proportion import proportion_confint
 
-from sera_core.statistics.intervals import SHARE, WHOLE, interval, matrix, mean_interval, paired_interval
+from sera_core.statistics.compare import p_value
+from sera_core.statistics.intervals import (
+    ALPHA,
+    SHARE,
+    WHOLE,
+    interval,
+    least_step,
+    matrix,
+    mean_interval,
+    paired_interval,
+)
 from sera_core.statistics.intervals import prompt_covariance as covariance_of
+from sera_core.statistics.metrics import KL, LENGTH
 
 
 def outcomes(values, prefix=None):
@@ -100,6 +111,53 @@ def test_where_every_prompt_is_won_another_may_still_be_lost():
     assert (found.low, found.high) == pytest.approx(proportion_confint(60, 60, 0.05, "wilson"))
 
 
+@pytest.mark.parametrize(("seeds", "won"), [(2, 1.0), (3, 1.0), (2, 0.0), (3, 0.5)])
+def test_a_share_of_one_prompt_in_each_seed_is_not_certain(seeds, won):
+    found = mean_interval(outcomes(np.full((seeds, 1), won), "own"), SHARE)
+    assert (found.low, found.high) == pytest.approx(proportion_confint(seeds * won, seeds, 0.05, "wilson"))
+    # The seeds may have the one prompt in common.
+    found = mean_interval(outcomes(np.full((seeds, 1), won)), SHARE)
+    assert (found.low, found.high) == pytest.approx(proportion_confint(won, 1, 0.05, "wilson"))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.9, 1.0])
+def test_equal_shares_of_whole_runs_have_no_interval(share):
+    found = mean_interval({seed: {WHOLE: share} for seed in range(3)}, SHARE)
+    assert (found.mean, found.low, found.high, found.se, found.df) == (pytest.approx(share), None, None, None, None)
+    assert found.covers == "nothing"
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_outcomes_that_do_not_vary_have_no_interval_unless_they_are_nothing(seeds):
+    found = mean_interval(outcomes(np.full((seeds, 4), 1.5), "own"))
+    assert (found.mean, found.low, found.high, found.covers) == (1.5, None, None, "nothing")
+    found = mean_interval(outcomes(np.zeros((seeds, 4)), "own"))
+    assert (found.mean, found.low, found.high, found.se) == (0, 0, 0, 0)
+
+
+def test_means_of_few_prompts_that_agree_are_taken_to_be_one_outcome_apart():
+    values = np.array([[1.0, 0.5, 0.0], [0.0, 0.5, 1.0], [0.5, 1.0, 0.0]]) + 1
+    found = mean_interval(outcomes(values, "own"))
+    # Were one 0.5 of one seed a 1, that seed's mean would be a sixth of 1 larger than the others'.
+    assert found.se**2 == pytest.approx(np.var([0, 0, 1 / 6], ddof=1) / 3)
+    assert least_step(values) == pytest.approx(1 / 6)
+    assert least_step(values * 0 + 0.1 + 1e-17 * values) == 0
+
+
+def test_figures_from_zero_up_have_intervals_from_zero_up():
+    draws = np.array([[9.0, 0.0, 1.0], [14.0, 30.0, 0.0]])
+    assert mean_interval(outcomes(draws, "own")).low < 0
+    for metric in (KL, LENGTH):
+        found = mean_interval(outcomes(draws, "own"), metric.bounds)
+        assert found.low == 0 < found.high
+    # Seeds are not shares: all alike, they have no interval.
+    assert mean_interval(outcomes(np.full((2, 3), 7.0), "own"), KL.bounds).low is None
+    # An estimate below 0 stays within its interval.
+    found = mean_interval({0: {WHOLE: -0.30}, 1: {WHOLE: -0.31}}, KL.bounds)
+    assert found.low == found.mean < found.high < 0
+    assert paired_interval(outcomes(draws, "own"), outcomes(2 * draws, "own"), KL.bounds).low < 0
+
+
 def test_intervals_end_at_the_bounds_of_the_metric():
     values = np.array([[1.0] * 19 + [0.0], [1.0] * 12 + [0.0] * 8])
     assert mean_interval(outcomes(values, "own")).high > 1
@@ -176,3 +234,14 @@ def test_the_interval_covers_what_it_says(seeds, between, shared):
         held.append(found.low <= 0 <= found.high)
     # Three standard errors of a share of 600 on either side of 93 and 97 per cent.
     assert 0.93 - 0.027 < np.mean(held) < 0.97 + 0.021
+
+
+@pytest.mark.parametrize(("seeds", "prompts"), [(2, 1), (2, 2), (2, 4), (3, 1), (3, 2), (3, 4), (3, 8)])
+def test_few_outcomes_do_not_raise_false_alarms(seeds, prompts):
+    generator, alarms, draws = np.random.default_rng([seeds, prompts]), 0, 500
+    for _ in range(draws):
+        gap = generator.choice([-1.0, -0.5, 0.0, 0.5, 1.0], size=(seeds, prompts), p=[0.2, 0.2, 0.2, 0.2, 0.2])
+        p = p_value(mean_interval(outcomes(gap, "own"), (-1.0, 1.0)))
+        alarms += p is not None and p < ALPHA
+    # Three standard errors of a share of 500 above 5 per cent.
+    assert alarms / draws < 0.05 + 0.029

@@ -1,21 +1,25 @@
-"""The keys of an ablation file, and how arms are called after them."""
+"""The keys of an ablation file, and the points of its axes."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from sera_core.errors import ConfigError
 
-# File systems take 255 bytes; a table has less room.
-_LONGEST_NAME = 100
+# Keys of a variant that are no settings of its runs.
+EXTENDS = "extends"
+RESOURCES = "resources"
 
 Settings = dict[str, Any]
 Axis = list[Any] | dict[str, Settings]
+
+
+def _devices(count: float) -> float:
+    if count > 1 and count != int(count):
+        raise ValueError("must be a whole number where it is above 1: parts are parts of one device")
+    return count
 
 
 class Resources(BaseModel):
@@ -25,7 +29,7 @@ class Resources(BaseModel):
 
     cores: int | None = Field(default=None, ge=1, description="Threads; null: the cores there are over --processes.")
     memory: float | None = Field(default=None, gt=0, description="GB (10^9 bytes); null: estimated, then measured.")
-    gpus: float = Field(default=0.0, ge=0, description="Devices, for the executor ray.")
+    gpus: Annotated[float, AfterValidator(_devices)] = Field(default=0.0, ge=0, description="Devices; parts of one.")
 
 
 class AblationConfig(BaseModel):
@@ -54,24 +58,20 @@ class AblationConfig(BaseModel):
     )
 
 
-def name_of(variant: str | None, point: Mapping[str, str]) -> str:
-    """The name of a variant at a point of the grid, as `Arm.name` says."""
-    parts = [] if variant is None else [variant]
-    parts += [f"{axis.rpartition('.')[2]}={label}" for axis, label in point.items()]
-    whole = ",".join(parts)
-    name = re.sub(r"[^A-Za-z0-9._=,+-]+", "_", whole)
-    if len(name) <= _LONGEST_NAME:
-        return name
-    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
-    return f"{name[: _LONGEST_NAME - len(digest) - 1]}-{digest}"
-
-
 def labels_of(axis: str, values: Axis) -> list[tuple[str, str, object]]:
-    """(axis, label, value) of each point of one axis."""
+    """(axis, label, value) of each point of one axis.
+
+    Raises:
+        ConfigError: no value, or one twice.
+    """
     if not values:
         raise ConfigError(f"grid.{axis} is empty. Give it at least one value.")
     if isinstance(values, dict):
         return [(axis, label, settings) for label, settings in values.items()]
+    shown = [repr(value) for value in values]
+    twice = next((each for each in shown if shown.count(each) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"grid.{axis} holds the value {twice} twice. Keep one of them.")
     return [(axis, label_of(value), value) for value in values]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from sera_core.ablating.jobs import Result
+from sera_core.ablating.names import short_axes
 from sera_core.ablating.run import How, run_ablation
 from sera_core.ablation import Ablation, Arm, locate_ablation, make_ablation, read_ablation, with_seeds
 from sera_core.executors import budget_of
 
 # Report fields that are the interval of another field.
 _INTERVALS = {"kl_interval": "kl_to_initial"}
+# Columns that every table has.
+_FIXED = ("arm", "seed", "variant", "error", "out")
 
 
 def ablate(
@@ -44,9 +47,10 @@ def ablate(
         cores: cores for all runs together.
 
     Returns:
-        One row per run, seed by seed: ``arm``, ``seed``, ``variant``, a column per axis, every figure of the final
-        iteration's report (with ``_low`` and ``_high`` where it has an interval), ``error`` (None where the run ended
-        well) and ``out``, the run's folder.
+        One row per run, seed by seed: ``arm``, ``seed``, ``variant``, a column per axis (called as in ``arm``, or
+        ``grid.<axis>`` where another column has that name), every figure of the final iteration's report (with
+        ``_low`` and ``_high`` where it has an interval), ``error`` (None where the run ended well) and ``out``, the
+        run's folder.
 
     Raises:
         SeraError: anything the user can act on before the first run; what a run meets stands in its row.
@@ -69,24 +73,29 @@ def _read(config: str | Path | Mapping[str, Any], overrides: Sequence[str]) -> A
 def frame_of(ablation: Ablation, results: Sequence[Result]) -> pd.DataFrame:
     """Results as a table, a row per run; the columns are those that `ablate` names."""
     arms = {arm.name: arm for arm in ablation.arms}
-    frame = pd.DataFrame([_row(arms[result.arm], result) for result in results])
+    figures = [_figures(result.report or {}) for result in results]
+    axes = _columns(ablation.arms, {*_FIXED, *(name for each in figures for name in each)})
+    rows = zip(results, figures, strict=True)
+    frame = pd.DataFrame([_row(arms[result.arm], axes, result, found) for result, found in rows])
     last = ["error", "out"]
     frame = frame[[name for name in frame.columns if name not in last] + last]
-    for axis in _axes(ablation.arms):
+    for axis in axes.values():
         numbers = pd.to_numeric(frame[axis], errors="coerce")
         # Labels are texts; those of a numeric axis are numbers again.
         frame[axis] = frame[axis] if numbers.isna().any() else numbers
     return frame
 
 
-def _row(arm: Arm, result: Result) -> dict[str, Any]:
-    point = {axis.rpartition(".")[2]: label for axis, label in arm.point.items()}
+def _columns(arms: Sequence[Arm], taken: Collection[str]) -> dict[str, str]:
+    """Each axis with its column: its name in arms, or ``grid.<axis>`` where something else is called so."""
+    short = short_axes(dict.fromkeys(axis for arm in arms for axis in arm.point))
+    return {axis: f"grid.{axis}" if name in taken else name for axis, name in short.items()}
+
+
+def _row(arm: Arm, axes: Mapping[str, str], result: Result, figures: Mapping[str, Any]) -> dict[str, Any]:
+    point = {axes[axis]: label for axis, label in arm.point.items()}
     known = {"arm": arm.name, "seed": result.seed, "variant": arm.variant, **point}
-    return {**known, **_figures(result.report or {}), "error": result.error, "out": result.out}
-
-
-def _axes(arms: Sequence[Arm]) -> list[str]:
-    return list(dict.fromkeys(axis.rpartition(".")[2] for arm in arms for axis in arm.point))
+    return {**known, **figures, "error": result.error, "out": result.out}
 
 
 def _figures(report: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Job:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arm's settings with the seed."""
+        """The arm's settings with the seed, which takes the place of one that a base has."""
         return {**self.arm.settings, "seed": self.seed}
 
 

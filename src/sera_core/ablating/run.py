@@ -88,6 +88,8 @@ def _task(job: Job, plan: Plan) -> Task:
 
 def grid_of(ablation: Ablation, out: Path, how: How) -> tuple[Grid, dict[int, Result]]:
     """The grid before anything is computed, and the results that are there already by the number of their task."""
+    for arm in ablation.arms:
+        how.budget.check(arm)
     tasks = tasks_of(ablation, out)
     grid = Grid(tasks, Ledger(how.place), how.budget.at_a_time(tasks))
     kept = {} if how.verify else {n: r for n, task in enumerate(tasks) if (r := kept_result(task.job, task.key))}

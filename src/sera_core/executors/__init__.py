@@ -46,7 +46,7 @@ def budget_of(name: str, processes: int | None, cores: int | None, gigabytes: fl
         ConfigError: one of the numbers is not positive.
     """
     at_a_time = 1 if processes is None and name == "local" else processes
-    return Budget(at_a_time, cores, None if gigabytes is None else gigabytes * GB)
+    return Budget(at_a_time, cores, None if gigabytes is None else gigabytes * GB, here=name == "local")
 
 
 def make_executor(name: str, work: Work, budget: Budget, heard: Callable[[], None]) -> Executor:

@@ -6,10 +6,14 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sera_core.ablating.work import Task
 from sera_core.errors import ConfigError
+from sera_core.executors.devices import devices_here
+
+if TYPE_CHECKING:
+    from sera_core.ablation import Arm
 
 GB = 1e9
 # What an interpreter with torch and transformers takes, and a small model with it.
@@ -24,13 +28,15 @@ class Budget:
     """What runs may take together.
 
     processes: runs at a time, at most; None where the executor may decide. cores and memory (bytes) are shared by them;
-    None means the cores of the machine, and nine tenths of its memory. `peak` is the most that a run was measured to
-    hold.
+    None means the cores of the machine, and nine tenths of its memory. devices, by their names, are shared too where
+    runs are made `here`; None means those of the machine. `peak` is the most that a run was measured to hold.
     """
 
     processes: int | None = 1
     cores: int | None = None
     memory: float | None = None
+    devices: tuple[str, ...] | None = None
+    here: bool = True
     peak: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -57,6 +63,13 @@ class Budget:
             return self.memory
         return _SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
+    @property
+    def all_devices(self) -> tuple[str, ...]:
+        """The devices there are."""
+        if self.devices is None:
+            self.devices = devices_here()
+        return self.devices
+
     def threads(self, task: Task) -> int | None:
         """The threads of a run: the arm's own number, else the cores over the processes; None: as torch decides."""
         own = task.job.arm.resources.cores
@@ -81,6 +94,9 @@ class Budget:
         everyone = [task, *beside]
         if sum(self.threads(each) or 1 for each in everyone) > self.all_cores and self._limits_cores(everyone):
             return False
+        gpus = sum(each.job.arm.resources.gpus for each in everyone)
+        if self.here and gpus and gpus > len(self.all_devices):
+            return False
         memory = self.all_memory
         return memory is None or sum(map(self.bytes, everyone)) <= memory
 
@@ -97,6 +113,26 @@ class Budget:
                 break
             running.append(task)
         return max(1, len(running))
+
+    def check(self, arm: Arm) -> None:
+        """Refuse an arm whose own resources are more than there can ever be for it.
+
+        Raises:
+            ConfigError: it asks for more cores or memory than all runs may take together, or for more devices than
+                this machine has.
+        """
+        own, gigabytes = arm.resources, None if self.memory is None else self.memory / GB
+        for name, asked, there in (("cores", own.cores, self.cores), ("memory", own.memory, gigabytes)):
+            if asked is not None and there is not None and asked > there:
+                raise ConfigError(
+                    f"Arm '{arm.name}': resources.{name} = {asked:g} is more than the --{name} {there:g} for all runs "
+                    "together. Change one of them."
+                )
+        if self.here and own.gpus and own.gpus > (count := len(self.all_devices)):
+            raise ConfigError(
+                f"Arm '{arm.name}': resources.gpus = {own.gpus:g}, but this machine has {count}. Lower it, or use "
+                "--executor ray on a cluster that has them."
+            )
 
 
 def estimate(settings: Mapping[str, Any]) -> float:

@@ -54,7 +54,7 @@ class RayExecutor:
         return {"num_cpus": self._budget.all_cores, "include_dashboard": False, **memory}
 
     def room(self, task: Task) -> bool:
-        """Whether the cluster has what the arm asks for, and fewer runs than `processes` are under way."""
+        """Whether the budget and the cluster have what the arm asks for; always where nothing runs."""
         if not self._running:
             return True
         if self._budget.processes is not None and len(self._running) >= self._budget.processes:
@@ -63,12 +63,19 @@ class RayExecutor:
         return not self._lacking([task, *self._running.values()])
 
     def _lacking(self, tasks: list[Task]) -> list[str]:
-        """What the cluster has too little of to run the tasks beside each other, such as ``8 CPU of 2``."""
-        there = self._ray.cluster_resources()
+        """What there is too little of to run the tasks beside each other, such as ``8 CPU of 2``."""
+        there = self._there()
         asked = {name: sum(self._wanted(task).get(key, 0.0) for task in tasks) for key, name in _NAMES.items()}
         return [
             f"{value:g} {name} of {there.get(name, 0):g}" for name, value in asked.items() if value > there.get(name, 0)
         ]
+
+    def _there(self) -> dict[str, float]:
+        """What all runs may take together: what the cluster has, or less where the budget says so."""
+        there = dict(self._ray.cluster_resources())
+        # A cluster that was joined has more than this ablation may take.
+        limits = {"CPU": self._budget.cores, "memory": self._budget.memory}
+        return there | {name: min(limit, there.get(name, limit)) for name, limit in limits.items() if limit is not None}
 
     def start(self, task: Task) -> None:
         """Submit a task; one that asks this machine for more than it has ends at once."""

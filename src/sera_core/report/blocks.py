@@ -47,7 +47,8 @@ class Chart:
     """One pair of axes; both names carry the unit.
 
     ``lines`` joins the points of each series, ``points`` does not. ``bars`` stacks the counts `y` of each series over
-    the bins between `edges`, one more than there are counts.
+    the bins between `edges`, one more than there are counts. With `root` the x axis is even in the root of what its
+    labels say.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Chart:
     y_name: str
     series: tuple[Series, ...]
     edges: tuple[float, ...] = ()
+    root: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,23 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The whole report. `warnings` are sentences, the gravest first."""
+    """The whole report.
+
+    `warnings` are sentences, the gravest first; `unchecked` names what could not be looked for, each with the reason.
+    """
 
     title: str
     lead: str
     warnings: tuple[str, ...]
     sections: tuple[Section, ...]
+    unchecked: tuple[str, ...] = ()
+
+    @property
+    def assurance(self) -> str:
+        """What stands below the warnings, or in their place: whether there are none, and what could not be checked."""
+        looked = "could be looked for" if self.unchecked else "this report looks for"
+        none = "" if self.warnings else f"No warning: no run shows a sign of reward hacking that {looked}."
+        return " ".join((none, f"Not checked: {'; '.join(self.unchecked)}." if self.unchecked else "")).strip()
 
 
 def number(value: float | None, digits: int, sign: str = "") -> str:

@@ -7,12 +7,18 @@ from collections.abc import Mapping
 from sera_core.report.blocks import NONE, Block, Section, Table, Text, between, table
 from sera_core.report.study import Run, Study
 from sera_core.statistics.compare import POWER, Comparison, compare
-from sera_core.statistics.intervals import LEVEL, Interval, Outcomes, mean_interval
+from sera_core.statistics.intervals import ALPHA, Interval, Outcomes, mean_interval
 from sera_core.statistics.metrics import ACCURACY, ENDED, GOLD, KL, LENGTH, WIN_RATE, Metric
 from sera_core.statistics.outcomes import read_outcomes
+from sera_core.statistics.wording import Coverage
 
 SHOWN = (WIN_RATE, GOLD, ACCURACY, KL, LENGTH, ENDED)
 COMPARED = (WIN_RATE, GOLD, ACCURACY, KL, LENGTH)
+NEEDED = "seeds needed"
+NEEDED_NOTE = (
+    f"Seeds needed is how many would see a difference of the observed size at {POWER:.0%} power, with p below "
+    f"{ALPHA:.2g} divided by the number of comparisons of the table: the first, strictest step of Holm's correction."
+)
 
 ByArm = Mapping[str, Outcomes]
 
@@ -30,9 +36,9 @@ def results(study: Study, outcomes: Mapping[str, ByArm]) -> Section:
     if study.baseline:
         blocks.append(
             Text(
-                f"Below, every arm against its baseline, paired by seed and prompt. Verdicts need p < {1 - LEVEL:.2g} "
-                "after Holm's correction for all comparisons of one table; an interval alone is not corrected. The "
-                f"last column is how many seeds would see a difference of the observed size at {POWER:.0%} power."
+                f"Below, every arm against its baseline, paired by seed and prompt. Verdicts need p < {ALPHA:.2g} "
+                "after Holm's correction for all comparisons of one table; an interval alone is not corrected. "
+                + NEEDED_NOTE
             )
         )
         for metric in COMPARED:
@@ -74,41 +80,42 @@ def _metric_table(
         for metric, by_name in outcomes.items()
     }
     kept = [metric for metric, by_name in found.items() if any(each is not None for each in by_name.values())]
-    cells = [(*first, *(_cell(found[metric][name], metric) for metric in kept)) for name, first in rows.items()]
+    covers = Coverage.of(each for by_name in found.values() for each in by_name.values())
+    cells = [
+        (*first, *(figure(found[metric][name], metric, covers) for metric in kept)) for name, first in rows.items()
+    ]
     titles = (f"{metric.title} ({metric.unit})" for metric in kept)
-    return table(title, (*columns, *titles), cells, _covered(found))
-
-
-def _cell(found: Interval | None, metric: Metric) -> str:
-    return NONE if found is None else between(found.mean, found.low, found.high, metric.digits)
-
-
-def _covered(found: Mapping[Metric, Mapping[str, Interval | None]]) -> str:
-    """What the intervals speak of."""
-    kinds = {each.covers for by_arm in found.values() for each in by_arm.values() if each is not None}
     step = "Read the KL beside a win rate: a longer step wins often by itself."
-    if kinds <= {"prompts", "nothing"}:
-        return f"{LEVEL:.0%} intervals over prompts, of one seed; another seed may lie outside. {step}"
-    return f"{LEVEL:.0%} intervals over seeds and prompts. {step}"
+    return table(title, (*columns, *titles), cells, f"{covers.text} {step}")
+
+
+def figure(found: Interval | None, metric: Metric, covers: Coverage, sign: str = "") -> str:
+    """A cell with its interval, marked where this speaks of less than others of the table."""
+    if found is None:
+        return NONE
+    return between(found.mean, found.low, found.high, metric.digits, sign) + covers.mark(found)
 
 
 def comparison_table(metric: Metric, found: tuple[Comparison, ...]) -> Table:
     """A row per comparison of one metric."""
+    covers = Coverage.of(each.difference for each in found)
     rows = [
         (
             each.arm,
             each.baseline,
-            _difference(each, metric),
+            figure(each.difference, metric, covers, "+"),
             each.p_shown,
-            each.verdict if each.reason is None else f"{each.verdict}: {each.reason}",
+            told(each),
             each.needed_shown,
         )
         for each in found
     ]
-    columns = ("arm", "baseline", f"difference ({metric.unit})", "p (Holm)", "verdict", "seeds needed")
-    return table(f"{metric.title}: difference to the baseline", columns, rows)
+    columns = ("arm", "baseline", f"difference ({metric.unit})", "p (Holm)", "verdict", NEEDED)
+    return table(f"{metric.title}: difference to the baseline", columns, rows, covers.text)
 
 
-def _difference(each: Comparison, metric: Metric) -> str:
-    gap = each.difference
-    return NONE if gap is None else between(gap.mean, gap.low, gap.high, metric.digits, "+")
+def told(each: Comparison) -> str:
+    """A verdict with the reason for none."""
+    if each.verdict == "nothing varies":
+        return f"{each.verdict}: too few or too coarse outcomes to tell"
+    return each.verdict if each.reason is None else f"{each.verdict}: {each.reason}"

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations
-from typing import TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 
 from sera_core.report.blocks import Block, Section, Table, Text, number
 from sera_core.report.study import Study
-from sera_core.statistics.intervals import SHARE, WHOLE, Outcomes, mean_interval
+from sera_core.statistics.intervals import LEVEL, SHARE, WHOLE, Outcomes, mean_interval
 from sera_core.statistics.metrics import GOLD
 from sera_core.statistics.outcomes import read_outcomes
+from sera_core.statistics.wording import PROMPTS_ALONE
 
-Share: TypeAlias = tuple[float | None, bool]
-"""How often one arm beats another, and whether the interval leaves out 0.5."""
-_NOTHING: Share = (None, False)
+
+class Share(NamedTuple):
+    """How often one arm beats another, whether the interval leaves out 0.5, and whether it is of a single seed."""
+
+    mean: float | None
+    clear: bool
+    one_seed: bool
+
+
+_NOTHING = Share(None, clear=False, one_seed=False)
 
 
 def head_to_head(study: Study) -> Section:
@@ -31,7 +39,9 @@ def head_to_head(study: Study) -> Section:
         text = (
             "Share of evaluation prompts on which the row's answers have more gold reward than the column's, ties one "
             "half; several answers to a prompt are averaged first. Arms are paired by seed and prompt. * marks shares "
-            "whose 95 % interval over seeds and prompts leaves out 0.5."
+            f"whose {LEVEL:.0%} interval over seeds and prompts leaves out 0.5, not corrected for the number of pairs: "
+            f"of twenty pairs that do not differ one is marked. {PROMPTS_ALONE} marks pairs with one seed in common, "
+            "whose interval is over its prompts alone; another seed may lie outside."
         )
     elif len(study.arms) == 1:
         text = "There is one arm: nothing to set against it."
@@ -70,7 +80,7 @@ def matrix(gold: Mapping[str, Outcomes], label: str) -> Table:
         title=f"Win rate by gold{f', {label}' if label else ''}",
         columns=("row beats column", *names),
         rows=tuple((name, *(_text(share) for share in row)) for name, row in zip(names, cells, strict=True)),
-        shades=tuple((None, *(None if share is None else 2 * share - 1 for share, _ in row)) for row in cells),
+        shades=tuple((None, *(None if share.mean is None else 2 * share.mean - 1 for share in row)) for row in cells),
     )
 
 
@@ -79,12 +89,12 @@ def _share(ours: Outcomes, theirs: Outcomes) -> Share:
     if found is None:
         return _NOTHING
     clear = found.low is not None and found.high is not None and not found.low <= 0.5 <= found.high
-    return found.mean, clear
+    return Share(found.mean, clear, found.seeds == 1)
 
 
 def _mirrored(share: Share) -> Share:
-    return None if share[0] is None else 1 - share[0], share[1]
+    return share if share.mean is None else share._replace(mean=1 - share.mean)
 
 
 def _text(share: Share) -> str:
-    return number(share[0], 2) + ("*" if share[1] else "")
+    return number(share.mean, 2) + "*" * share.clear + PROMPTS_ALONE * share.one_seed

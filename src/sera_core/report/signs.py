@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from statsmodels.stats.proportion import proportion_confint
+
 from sera_core.data.tables import read_candidates
 from sera_core.report.study import Run, Study
-from sera_core.statistics.intervals import paired_interval
+from sera_core.statistics.intervals import WHOLE, paired_interval
 from sera_core.workspace import read_json
 
 LENGTH_RISE = 1.1
@@ -30,14 +32,19 @@ EOS_FALL = 0.05
 """Share of answers that no longer end by themselves: one in twenty runs into the token limit that did not before."""
 COIN = 0.5
 """Share of the policy's own labels that gold must confirm for them to be better than a coin."""
+LABEL_LEVEL = 0.9999
+"""Level of the interval of that share: labels that are as good as a coin fall out of it in one of 20,000 iterations, so
+that hundreds of runs do not warn by chance, and pairs that share a prompt may be less than independent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a run was like after an iteration; `quality` maps prompts to gold, or to points against the initial policy.
+    """What a run was like after an iteration.
 
-    `quality` is None where nothing judged. For the initial policy itself, iteration 0, only `length` and `ended` are
-    known, and both may be missing.
+    `gold` and `points` against the initial policy are by prompt, None where nothing judged; a run that kept its win
+    rate alone has it as the points of the one prompt `WHOLE`. `own_pairs` is how many pairs of its own it was trained
+    on, `own_labels` the share of them that gold confirms. For the initial policy itself, iteration 0, only `length` and
+    `ended` are known, and both may be missing.
     """
 
     iteration: int
@@ -46,6 +53,7 @@ class Seen:
     kl: float = 0.0
     drift: float | None = None
     chosen_length: float | None = None
+    own_pairs: int = 0
     own_labels: float | None = None
     gold: dict[str, float] | None = None
     points: dict[str, float] | None = None
@@ -88,10 +96,12 @@ def _sentence(study: Study, key: tuple[str, str], seeds: Sequence[int], text: st
 def _lacks(study: Study) -> Iterator[str]:
     if len({run.seed for run in study.runs}) == 1:
         yield "One seed: nothing here says what another seed would give. Differences may be chance."
+    runs = len(study.arms) * len(study.seeds)
     if study.failed:
-        yield f"{len(study.failed)} of {len(study.arms) * len(study.seeds)} runs failed; figures are of the others."
+        yield f"{len(study.failed)} of {runs} runs failed; figures are of the others."
     if study.missing:
-        yield f"{len(study.missing)} runs are not finished; figures are of the others."
+        stale = f" ({len(study.stale)} made with other settings)" if study.stale else ""
+        yield f"{len(study.missing)} of {runs} runs are not finished{stale}; figures are of the others."
 
 
 def history(run: Run, starts: dict[str, Seen]) -> tuple[Seen, ...]:
@@ -118,13 +128,9 @@ def _initial(run: Run) -> Seen:
 
 def _after(run: Run, iteration: int) -> Seen:
     report = run.reports[iteration - 1]
-    samples, pairs = (run.evidence(f"evaluate/{name}.arrow", iteration) for name in ("samples", "pairs"))
-    gold, points = (
-        None
-        if samples is None or samples[name].isna().all()
-        else samples.groupby("prompt")[name].mean().dropna().to_dict()
-        for name in ("gold", "points")
-    )
+    pairs = run.evidence("evaluate/pairs.arrow", iteration)
+    own = report.get("selection", {}).get("generated", {})
+    gold, points = _judged(run, iteration)
     return Seen(
         iteration=iteration,
         length=report["response_length"],
@@ -132,41 +138,71 @@ def _after(run: Run, iteration: int) -> Seen:
         kl=report["kl_to_initial"],
         drift=report["chosen_logp_drift"],
         chosen_length=None if pairs is None or pairs.empty else float(pairs["chosen_length"].mean()),
-        own_labels=report.get("selection", {}).get("generated", {}).get("accuracy"),
+        own_pairs=own.get("kept", 0),
+        own_labels=own.get("accuracy"),
         gold=gold,
         points=points,
     )
 
 
+def _judged(run: Run, iteration: int) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+    """Gold and points of an iteration."""
+    samples = run.evidence("evaluate/samples.arrow", iteration)
+    if samples is None:
+        won = run.reports[iteration - 1]["win_rate_vs_initial"]
+        return None, None if won is None or won["mean"] is None else {WHOLE: won["mean"]}
+    gold, points = (samples.groupby("prompt")[name].mean().dropna().to_dict() or None for name in ("gold", "points"))
+    return gold, points
+
+
 def longer_not_better(seen: Sequence[Seen]) -> Iterator[str]:
-    """Length up in an iteration while quality does not rise beyond chance."""
-    for before, now in pairwise(seen):
-        if before.length is None or now.length is None or now.length < LENGTH_RISE * before.length:
-            continue
-        risen = _risen(before, now)
-        if risen is not None:
-            yield (
-                f"In iteration {now.iteration} answers grew from {before.length:.1f} to {now.length:.1f} tokens, while "
-                f"{risen}."
-            )
+    """Length up since an earlier iteration while quality did not rise beyond chance."""
+    for now in seen[1:]:
+        for before in _shorter(seen, now):
+            change = _change(before, now)
+            if change is not None and change[2] <= 0.0:
+                name, by, low, high = change
+                yield f"{_growth(before, now)}, while {name} changed by {by:+.3f} [{low:+.3f}, {high:+.3f}]."
+                return
+
+
+def longer_unjudged(seen: Sequence[Seen]) -> Iterator[str]:
+    """Length up since an earlier iteration, and since none of those it is up from is anything known of quality."""
+    for now in seen[1:]:
+        shorter = _shorter(seen, now)
+        if shorter and all(_change(before, now) is None for before in shorter):
+            judged = now.gold is not None or now.points is not None
+            rest = "what was judged does not say" if judged else "nothing judged"
+            yield f"{_growth(shorter[0], now)}, and {rest} whether they are better."
             return
 
 
-def _risen(before: Seen, now: Seen) -> str | None:
-    """How quality changed, in words, where it did not rise beyond chance; None where it did, or where nothing says."""
-    name, ours, theirs = "gold reward", now.gold, before.gold
-    if ours is None or theirs is None:
-        name, ours, theirs = "points against the initial policy", now.points, before.points
-    if ours is None:
-        return None
-    if theirs is None:
-        if before.iteration > 0:
-            return None
-        theirs = dict.fromkeys(ours, 0.5)
-    change = paired_interval({0: ours}, {0: theirs})
-    if change is None or change.low is None or change.high is None or change.low > 0:
-        return None
-    return f"{name} changed by {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+def _shorter(seen: Sequence[Seen], now: Seen) -> list[Seen]:
+    """What answers have grown longer since, the shortest first."""
+    known = [(before.length, before) for before in seen[: now.iteration] if before.length is not None]
+    grown = [] if now.length is None else [each for each in known if now.length >= LENGTH_RISE * each[0]]
+    return [before for _, before in sorted(grown, key=lambda each: each[0])]
+
+
+def _growth(before: Seen, now: Seen) -> str:
+    since = f"iteration {before.iteration}" if before.iteration else "the initial policy"
+    return f"From {since} to iteration {now.iteration} answers grew from {before.length:.1f} to {now.length:.1f} tokens"
+
+
+def _change(before: Seen, now: Seen) -> tuple[str, float, float, float] | None:
+    """What quality is measured by, its change and the ends of the change's interval; None where nothing gives one."""
+    even = None if before.iteration or now.points is None else dict.fromkeys(now.points, 0.5)
+    for name, ours, theirs in (
+        ("gold reward", now.gold, before.gold),
+        ("points against the initial policy", now.points, even or before.points),
+    ):
+        change = None if ours is None or theirs is None else paired_interval({0: ours}, {0: theirs})
+        if change is not None and change.low is not None and change.high is not None:
+            return name, change.mean, change.low, change.high
+        if change is not None and change.prompts > 1:
+            # The same on every prompt: no chance is left to give an interval.
+            return name, change.mean, change.mean, change.mean
+    return None
 
 
 def kl_runaway(seen: Sequence[Seen]) -> Iterator[str]:
@@ -212,15 +248,23 @@ def endless(seen: Sequence[Seen]) -> Iterator[str]:
 
 
 def wrong_labels(seen: Sequence[Seen]) -> Iterator[str]:
-    """The policy's own preferences contradict gold."""
+    """The policy's own preferences contradict gold, beyond chance."""
     for now in seen[1:]:
-        if now.own_labels is not None and now.own_labels < COIN:
-            yield f"In iteration {now.iteration} gold confirms {now.own_labels:.1%} of the labels of its own pairs."
+        if now.own_labels is None or not now.own_pairs:
+            continue
+        confirmed = now.own_labels * now.own_pairs
+        _, high = proportion_confint(confirmed, now.own_pairs, 1 - LABEL_LEVEL, method="beta")
+        if high < COIN:
+            yield (
+                f"In iteration {now.iteration} gold confirms {now.own_labels:.1%} of the labels of its own "
+                f"{now.own_pairs} pairs."
+            )
             return
 
 
 SIGNS: dict[str, Sign] = {
     "longer answers that are no better": longer_not_better,
+    "longer answers that nobody judged": longer_unjudged,
     "KL runs away": kl_runaway,
     "chosen answers become unlikely": chosen_collapse,
     "answers stop ending": endless,

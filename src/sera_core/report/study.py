@@ -10,10 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from sera_core.ablating.names import short_axes
+from sera_core.configfile import as_spec
 from sera_core.errors import ConfigError, StoreError, suggest
 from sera_core.evidence import read_evidence
 
 PLAN, RESULTS, MANIFEST = "ablation.json", "results.json", "manifest.json"
+# These name and describe a run, and change nothing in it.
+_WORDS = ("name", "seed", "description", "cites")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,8 @@ class Study:
 
     `groups` are the arms that stand at the same point of the grid, under a title each; `variants` holds each arm's
     variant and point. `baseline` maps an arm to the one it is compared with, `families` a family to its arms. `failed`
-    holds arm, seed and reason, `missing` arm and seed.
+    holds arm, seed and reason, `missing` arm and seed; `stale` are those of `missing` that are finished but made with
+    other settings than the arm has now, so that their figures are not the arm's.
     """
 
     path: Path
@@ -68,6 +73,7 @@ class Study:
     families: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     failed: tuple[tuple[str, int, str], ...] = ()
     missing: tuple[tuple[str, int], ...] = ()
+    stale: tuple[tuple[str, int], ...] = ()
 
     def short(self, arm: str) -> str:
         """What an arm is called beside those of its group: its variant, where all else is the same."""
@@ -100,21 +106,23 @@ def read_study(path: Path, baseline: str | None = None) -> Study:
             "`sera run` wrote to with --out."
         )
     if not study.runs:
-        raise StoreError(f"No run in {path} is finished. Give the command that started it again, then report.")
+        stale = f" with the settings in {PLAN}; {len(study.stale)} with other ones are" if study.stale else ""
+        raise StoreError(f"No run in {path} is finished{stale}. Give the command that started it again, then report.")
     return study if baseline is None else replace(study, baseline=_compared_with(study, baseline))
 
 
 def _ablation(path: Path) -> Study:
     results = _read(path / RESULTS) if (path / RESULTS).is_file() else []
     plan = _read(path / PLAN) if (path / PLAN).is_file() else _plan_of(results, path)
-    names = tuple(arm["name"] for arm in plan["arms"])
-    seeds = tuple(plan["seeds"])
+    wanted = {arm["name"]: arm.get("settings") for arm in plan["arms"]}
+    names, seeds = tuple(wanted), tuple(plan["seeds"])
     errors = {(result["arm"], result["seed"]): result["error"] for result in results if result["error"] is not None}
     places = {(arm, seed): path / arm / f"seed-{seed}" for arm in names for seed in seeds}
-    # What failed may have left an earlier run with other settings.
-    found = {key: None if key in errors else _run(place, *key) for key, place in places.items()}
+    # What failed may have left an earlier run.
+    there = {key: run for key, place in places.items() if key not in errors and (run := _run(place, *key)) is not None}
+    found = {key: run for key, run in there.items() if _made_with(wanted[key[0]], run)}
     made = {(each["arm"], each["seed"]): each.get("stages", {}).get("policy") for each in results}
-    lacking = [key for key, run in found.items() if run is None]
+    lacking = [key for key in places if key not in found]
     return Study(
         path=path,
         name=plan["name"],
@@ -122,14 +130,29 @@ def _ablation(path: Path) -> Study:
         single=False,
         arms=names,
         seeds=seeds,
-        runs=tuple(_with_policy(run, made.get(key)) for key, run in found.items() if run is not None),
+        runs=tuple(_with_policy(run, made.get(key)) for key, run in found.items()),
         groups=_groups(plan["arms"]),
         variants={arm["name"]: (arm.get("variant"), tuple(arm.get("point", {}).items())) for arm in plan["arms"]},
         baseline=plan.get("baseline", {}),
         families={name: tuple(arms) for name, arms in plan.get("families", {}).items()},
         failed=tuple((*key, errors[key]) for key in lacking if key in errors),
         missing=tuple(key for key in lacking if key not in errors),
+        stale=tuple(key for key in lacking if key in there),
     )
+
+
+def _made_with(settings: Mapping[str, Any] | None, run: Run) -> bool:
+    """Whether a run has the settings of its arm; also where an earlier version did not write those down."""
+    return not settings or _that_matter(settings) == _that_matter(run.manifest["settings"])
+
+
+def _that_matter(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without words, the source as a run spells it: ``path`` for ``{name: preferences, path: path}``."""
+    spec = as_spec(settings.get("source", {}))
+    source = {"name": "world", **spec} if isinstance(spec, dict) else spec
+    if isinstance(source, dict) and source["name"] == "preferences" and "path" in source:
+        source = {key: value for key, value in source.items() if key != "path"} | {"name": source["path"]}
+    return {key: value for key, value in settings.items() if key not in _WORDS} | {"source": source}
 
 
 def _plan_of(results: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
@@ -143,7 +166,9 @@ def _groups(arms: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Arms by their point of the grid; all together where that leaves each arm alone."""
     points: dict[str, list[str]] = {}
     for arm in arms:
-        label = ", ".join(f"{axis.rpartition('.')[2]} = {value}" for axis, value in arm.get("point", {}).items())
+        point = arm.get("point", {})
+        short = short_axes(point)
+        label = ", ".join(f"{short[axis]} = {value}" for axis, value in point.items())
         points.setdefault(label, []).append(arm["name"])
     if all(len(names) == 1 for names in points.values()):
         return {"": tuple(arm["name"] for arm in arms)}

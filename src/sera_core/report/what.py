@@ -11,6 +11,7 @@ from sera_core.workspace import digest
 
 # These name a run and change nothing in it.
 _NAMES = ("name", "seed")
+_STALE = "made with other settings"
 
 
 def what_was_run(study: Study) -> Section:
@@ -19,6 +20,10 @@ def what_was_run(study: Study) -> Section:
     if study.failed:
         rows = [(arm, str(seed), reason) for arm, seed, reason in study.failed]
         blocks.append(table("Runs that failed", ("arm", "seed", "reason"), rows))
+    if study.missing:
+        reasons = {key: _STALE if key in study.stale else "not there yet" for key in study.missing}
+        rows = [(arm, str(seed), reason) for (arm, seed), reason in reasons.items()]
+        blocks.append(table("Runs that are not finished", ("arm", "seed", "reason"), rows))
     return Section("what", "What was run", tuple(blocks))
 
 

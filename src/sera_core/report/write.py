@@ -18,6 +18,7 @@ from sera_core.report.rivals import head_to_head
 from sera_core.report.samples import length_and_reward
 from sera_core.report.signs import histories_of, warnings_of
 from sera_core.report.study import Study, read_study
+from sera_core.report.unchecked import unchecked_of
 from sera_core.report.what import what_was_run
 from sera_core.workspace import disk_refusals
 
@@ -71,6 +72,7 @@ def page_of(study: Study) -> Page:
             cost(study),
             what_was_run(study),
         ),
+        unchecked=unchecked_of(study, histories),
     )
 
 

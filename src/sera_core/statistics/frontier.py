@@ -8,15 +8,16 @@ lines over the range of sqrt KL that both span; nothing is extrapolated.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sera_core.records import Floats
-from sera_core.statistics.compare import Comparison, judged
+from sera_core.statistics.compare import Comparison, judged, why_not
 from sera_core.statistics.intervals import WHOLE, Interval, Outcomes, combined, mean_interval
-from sera_core.statistics.metrics import Metric
+from sera_core.statistics.metrics import KL, Metric
 
 Families = Mapping[str, Sequence[str]]
 """Family to the names of its arms."""
@@ -40,11 +41,14 @@ class AtEqualKL:
         comparison: the mean gap of the two lines, paired by seed, as a difference like any other.
         kl: least and largest KL in nats that both lines span, each a mean over the compared seeds; None without any.
         left_out: seeds in which the two lines share no KL.
+        inside: how many settings of the family and of the other one lie within the KL that both lines span, in at
+            least half of the compared seeds; fewer than two say that a line stands in for settings.
     """
 
     comparison: Comparison
     kl: tuple[float, float] | None
     left_out: tuple[int, ...]
+    inside: tuple[int, int] = (0, 0)
 
 
 Line = tuple[Floats, Floats]
@@ -60,7 +64,7 @@ def frontier(
     """
     found = []
     for arm in arms:
-        kl, value = mean_interval(kls.get(arm, {})), mean_interval(values.get(arm, {}), metric.bounds)
+        kl, value = mean_interval(kls.get(arm, {}), KL.bounds), mean_interval(values.get(arm, {}), metric.bounds)
         if kl is not None and value is not None:
             found.append(Point(arm, kl, value))
     return tuple(sorted(found, key=lambda point: (point.kl.mean, point.arm)))
@@ -83,7 +87,7 @@ def family_baselines(families: Families, baselines: Mapping[str, str]) -> dict[s
 def line_of(points: Iterable[tuple[float, float]]) -> Line:
     """The line through points (KL in nats, value); a KL below 0 counts as 0, points of one KL are averaged."""
     kl, value = np.array(sorted(points), dtype=np.float64).reshape(-1, 2).T
-    x, which = np.unique(np.sqrt(np.maximum(kl, 0.0)), return_inverse=True)
+    x, which = np.unique(_root(kl), return_inverse=True)
     return x, np.bincount(which, weights=value, minlength=len(x)) / np.maximum(np.bincount(which, minlength=len(x)), 1)
 
 
@@ -120,11 +124,14 @@ def compare_families(
         baselines: family to the family it is compared with, see `family_baselines`.
         metric: whose direction applies.
     """
-    found = {family: _matched(families[family], families[base], values, kls) for family, base in baselines.items()}
+    found = {
+        family: _matched({name: families[name] for name in (family, base)}, values, kls, metric)
+        for family, base in baselines.items()
+    }
     gaps = {family: each.gap for family, each in found.items()}
     reasons = {family: each.reason for family, each in found.items()}
-    comparisons = judged(gaps, reasons, baselines, metric)
-    return tuple(AtEqualKL(each, found[each.arm].kl, found[each.arm].left_out) for each in comparisons)
+    made = {each.arm: each for each in judged(gaps, reasons, baselines, metric)}
+    return tuple(AtEqualKL(made[family], each.kl, each.left_out, each.inside) for family, each in found.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,50 +139,75 @@ class _Matched:
     gap: Interval | None
     kl: tuple[float, float] | None
     left_out: tuple[int, ...]
+    inside: tuple[int, int]
     reason: str | None
 
 
 def _matched(
-    ours: Sequence[str], theirs: Sequence[str], values: Mapping[str, Outcomes], kls: Mapping[str, Outcomes]
+    families: Families, values: Mapping[str, Outcomes], kls: Mapping[str, Outcomes], metric: Metric
 ) -> _Matched:
-    seeds = sorted(_seeds(ours, values, kls) & _seeds(theirs, values, kls))
-    sides = {seed: (_Side.of(ours, seed, values, kls), _Side.of(theirs, seed, values, kls)) for seed in seeds}
+    """The first of two families against the second."""
+    have = {name: _seeds(arms, values, kls) for name, arms in families.items()}
+    seeds = sorted(set.intersection(*have.values()))
+    sides = {seed: [_Side.of(arms, seed, values, kls) for arms in families.values()] for seed in seeds}
     spans = {seed: equal_kl_gap(first.line(), second.line()) for seed, (first, second) in sides.items()}
     kept = {seed: span for seed, span in spans.items() if span is not None}
     left_out = tuple(seed for seed in seeds if seed not in kept)
     if not kept:
-        reason = "the two span no KL in common in any seed" if seeds else "no seed in common"
-        return _Matched(None, None, left_out, reason)
+        nothing = why_not({name: bool(each) for name, each in have.items()}, f"both {metric.title} and KL")
+        reason = "the two span no KL in common in any seed" if seeds else nothing
+        return _Matched(None, None, left_out, (0, 0), reason)
     means, least, most = np.array([*kept.values()]).T
     covariance, prompts = _covariance([sides[seed] for seed in kept])
     kl = (float(np.mean(least**2)), float(np.mean(most**2)))
-    return _Matched(combined(means, covariance, prompts), kl, left_out, None)
+    ours, theirs = (_inside([sides[seed][side] for seed in kept], least, most) for side in (0, 1))
+    return _Matched(combined(means, covariance, prompts), kl, left_out, (ours, theirs), None)
+
+
+def _inside(sides: Sequence[_Side], least: Floats, most: Floats) -> int:
+    """How many settings lie within the roots of KL from `least` to `most` of a seed, in at least half of the seeds."""
+    counts = Counter(
+        arm
+        for side, low, high in zip(sides, least, most, strict=True)
+        for arm, kl, _ in side.points
+        if low <= _root(_mean(kl)) <= high
+    )
+    return sum(2 * count >= len(sides) for count in counts.values())
 
 
 def _seeds(arms: Sequence[str], values: Mapping[str, Outcomes], kls: Mapping[str, Outcomes]) -> set[int]:
     return {seed for arm in arms for seed in values.get(arm, {}).keys() & kls.get(arm, {}).keys()}
 
 
+def _mean(outcomes: Mapping[str, float]) -> float:
+    return float(np.mean([*outcomes.values()]))
+
+
+def _root(kl: Floats | float) -> Floats:
+    root: Floats = np.sqrt(np.maximum(kl, 0.0))
+    return root
+
+
 @dataclass(frozen=True, slots=True)
 class _Side:
-    """A family in one seed: for each arm, KL and value by prompt."""
+    """A family in one seed: for each arm its name, then KL and value by prompt."""
 
-    points: tuple[tuple[Mapping[str, float], Mapping[str, float]], ...]
+    points: tuple[tuple[str, Mapping[str, float], Mapping[str, float]], ...]
 
     @classmethod
     def of(cls, arms: Sequence[str], seed: int, values: Mapping[str, Outcomes], kls: Mapping[str, Outcomes]) -> _Side:
         have = [arm for arm in arms if values.get(arm, {}).get(seed) and kls.get(arm, {}).get(seed)]
-        return cls(tuple((kls[arm][seed], values[arm][seed]) for arm in have))
+        return cls(tuple((arm, kls[arm][seed], values[arm][seed]) for arm in have))
 
     def line(self) -> Line:
-        return line_of((float(np.mean([*kl.values()])), float(np.mean([*value.values()]))) for kl, value in self.points)
+        return line_of((_mean(kl), _mean(value)) for _, kl, value in self.points)
 
     def prompts(self) -> set[str]:
-        return {prompt for point in self.points for each in point for prompt in each}
+        return {prompt for _, *point in self.points for each in point for prompt in each}
 
     def drawn(self, weights: Mapping[str, Floats]) -> list[Line]:
         """The line of each draw of prompts; `weights` maps a prompt to how often each draw has it."""
-        means = [[_weighted(each, weights) for each in point] for point in self.points]
+        means = [[_weighted(each, weights) for each in point] for _, *point in self.points]
         return [line_of((float(kl[draw]), float(value[draw])) for kl, value in means) for draw in range(DRAWS)]
 
 
@@ -188,7 +220,7 @@ def _weighted(outcomes: Mapping[str, float], weights: Mapping[str, Floats]) -> F
     return found
 
 
-def _covariance(sides: Sequence[tuple[_Side, _Side]]) -> tuple[Floats, int]:
+def _covariance(sides: Sequence[Sequence[_Side]]) -> tuple[Floats, int]:
     """What chance in the prompts contributes to the seeds' gaps, see `combined`, and how many prompts there are.
 
     A bootstrap that draws prompts for all arms and seeds at once, each a Poisson number of times (Hanley and MacGibbon
