@@ -13,6 +13,7 @@ from sera_core.data.tables import read_candidates, read_pairs
 from sera_core.models.store import LogProbStore, response_key
 from sera_core.reporter import Silent
 from sera_core.testing.artefacts import artefact_hashes
+from sera_core.testing.tiny import CHAT_TEMPLATE
 from sera_core.workspace import read_json
 from sera_core.world.gold import Gold
 
@@ -93,6 +94,18 @@ def test_another_beta_trains_anew_on_the_same_data_with_stored_reference_logps(g
     assert_reference_found(stores[1], tmp_path / "two")
 
 
+def test_another_chat_template_misses_even_where_its_tokens_are_the_same(go, stores, tmp_path):
+    go("one", "dpo")
+    template = tmp_path / "template.jinja"
+    template.write_text("{# another one #}" + CHAT_TEMPLATE, encoding="utf-8")
+    second = go("two", "dpo", f"tokens.chat_template={template}")
+    assert second.reused == set()
+    assert [tuple(ids) for ids in prompts(tmp_path / "one")] == [tuple(ids) for ids in prompts(tmp_path / "two")]
+    first, again = ({entry[1] for entry in store.asked} for store in stores)
+    assert again
+    assert not first & again
+
+
 def test_another_seed_trains_anew_and_still_finds_reference_logps(go, stores, tmp_path):
     go("one", "dpo")
     second = go("two", "dpo", "seed=1")
@@ -149,6 +162,10 @@ def test_another_version_of_the_judge_is_another_judge():
 
     assert key(Gold(), "1") == "gold@sera-core==1 Gold()" != key(Gold(), "2")
     assert key(None, "1") is None
+
+
+def prompts(out):
+    return [pair.prompt.ids for pair in read_pairs(out / "data/pairs.arrow").pairs]
 
 
 def assert_reference_found(store, out):

@@ -18,7 +18,10 @@ PACKED = "packed_sdpa"
 # Groups up to this many tokens share one call, padded to the longest of them: many calls cost more than the padding.
 _SHORT = 128
 # Queries of responses beside the first that share one call; each sees the others' keys masked.
-_TAILS = 256
+_TAILS = 96
+# On a CPU causal attention takes as long as that of all to all, so queries are cut into calls of at least so many, and
+# so many calls at most.
+_ROWS, _PARTS = 96, 8
 
 Made = TypeVar("Made")
 
@@ -122,31 +125,36 @@ Known = tuple[Tensor, Tensor, Tensor]
 
 
 class _Alone:
-    """One group, or what opens all: the prompt with the first response, then the other responses, some at a time."""
+    """One group, or what opens all: the prompt with the first response, some queries at a time, then the others."""
 
     def __init__(self, shape: Shape, window: int | None, device: torch.device, opening: int) -> None:
-        self.tokens, self._prompt = shape.tokens, shape.prompt
+        self.tokens, self._before = shape.tokens, opening + shape.prompt
         first, *others = shape.responses or (0,)
-        prompt, tails = opening + shape.prompt, _tails(others)
+        whole, tails = Shape(self._before, (first,)), _tails(others)
+        ends = _ends(opening, whole.tokens) if device.type == "cpu" else [whole.tokens]
+        starts = [opening, *ends[:-1]]
         self._sizes = [shape.prompt + first, *(sum(tail) for tail in tails)]
-        whole = Shape(prompt, (first,))
-        self._head = None if _sees_all(whole, window) else group_mask(whole, window, opening).to(device)
-        # A long response is faster with the prompt's queries once more, which makes it causal, than under a mask.
-        self._masks = [
-            None
-            if len(tail) == 1 and tail[0] > prompt and _sees_all(Shape(prompt, tail), window)
-            else group_mask(Shape(prompt, tail), window, prompt).to(device)
-            for tail in tails
+        self._rows = [end - start for start, end in zip(starts, ends, strict=True)]
+        causal = len(ends) == 1 and not opening and (window is None or whole.tokens <= window)
+        mask = None if causal else group_mask(whole, window, opening)
+        # Of the prompt and the first response: how many keys are in sight, and which of them.
+        self._head = [
+            (end, mask if mask is None else mask[start - opening : end - opening, :end].to(device))
+            for start, end in zip(starts, ends, strict=True)
         ]
+        self._tails = [group_mask(Shape(self._before, tail), window, self._before).to(device) for tail in tails]
 
     def __call__(self, attend: Attend, own: Known, opening: Known | None) -> Tensor:
-        parts = _split(own, self._sizes)
-        found = [_behind(attend, parts[0], opening, self._head)]
-        if self._masks:
-            before = _map(lambda tensor: tensor.narrow(2, 0, self._prompt), parts[0])
-            if opening is not None:
-                before = _map(_after, opening, before)
-            found += [_behind(attend, part, before, mask) for part, mask in zip(parts[1:], self._masks, strict=True)]
+        (query, key, value), *tails = _split(own, self._sizes)
+        if opening is not None:
+            key, value = _after(opening[1], key), _after(opening[2], value)
+        found = [
+            attend(rows, key[:, :, :end], value[:, :, :end], mask)
+            for rows, (end, mask) in zip(torch.split(query, self._rows, 2), self._head, strict=True)
+        ]
+        key, value = key[:, :, : self._before], value[:, :, : self._before]
+        for mask, (query, own_key, own_value) in zip(self._tails, tails, strict=True):
+            found.append(attend(query, _after(key, own_key), _after(value, own_value), mask))
         return torch.cat(found, dim=1)
 
 
@@ -172,7 +180,10 @@ class _Together:
         self._mask = mask[:, None].to(device)
 
     def __call__(self, attend: Attend, own: Known, opening: Known | None) -> Tensor:
-        flat = _behind(attend, _map(self._rowed, own), opening, self._mask).flatten(0, 1)
+        query, key, value = map(self._rowed, own)
+        if opening is not None:
+            key, value = _after(opening[1], key), _after(opening[2], value)
+        flat = attend(query, key, value, self._mask).flatten(0, 1)
         return (flat if self._full else flat[self._keep])[None]
 
     def _rowed(self, tensor: Tensor) -> Tensor:
@@ -189,31 +200,15 @@ def _split(tokens: Known, sizes: list[int]) -> list[Known]:
     return list(zip(query, key, value, strict=True))
 
 
-def _map(change: Callable[..., Tensor], *tokens: Known) -> Known:
-    """`change` of the queries, of the keys and of the values."""
-    query, key, value = map(change, *tokens)
-    return query, key, value
-
-
-def _behind(attend: Attend, own: Known, before: Known | None, mask: Tensor | None) -> Tensor:
-    """Attention [b, m, h, d] of a group's own m tokens to those `before` and to themselves, None for causal."""
-    if before is None:
-        return attend(*own, mask)
-    query, key, value = own
-    # Causal attention begins with the first key's token.
-    asks = query if mask is not None else _after(before[0], query)
-    found = attend(asks, _after(before[1], key), _after(before[2], value), mask)
-    return found[:, -query.shape[2] :]
-
-
 def _after(before: Tensor, own: Tensor) -> Tensor:
     """What is [b, h, n, d] of a group's own tokens behind what is [1, h, o, d] of those before them."""
     return torch.cat([before.expand(len(own), -1, -1, -1), own], dim=2)
 
 
-def _sees_all(shape: Shape, window: int | None) -> bool:
-    """Whether every token of a prompt with one response sees all those before it."""
-    return window is None or shape.tokens <= window
+def _ends(start: int, end: int) -> list[int]:
+    """Where to cut queries from `start` to `end`: each call sees no keys beyond its own end."""
+    step = max(_ROWS, -(-(end - start) // _PARTS))
+    return [*range(start + step, end, step), end]
 
 
 _Call = _Alone | _Together
