@@ -90,7 +90,12 @@ def arms_table(ablation: Ablation, results: Sequence[Result]) -> Table:
     first = deciding(results)
     outcomes = {metric: outcomes_of(results, metric) for metric in (first, KL, GOLD, LENGTH)}
     metrics = [metric for metric, found in outcomes.items() if found or metric is first]
-    table = _table(f"{ablation.name}: {len(ablation.seeds)} seeds", "arm", [*(m.title for m in metrics), "failed"])
+    table = _table(
+        f"{ablation.name}: {len(ablation.seeds)} seeds",
+        "arm",
+        [*(m.title for m in metrics), "failed"],
+        arm=(arm.name for arm in ablation.arms),
+    )
     intervals = {
         arm.name: [mean_interval(outcomes[metric].get(arm.name, {}), metric.bounds) for metric in metrics]
         for arm in ablation.arms
@@ -102,7 +107,7 @@ def arms_table(ablation: Ablation, results: Sequence[Result]) -> Table:
         cells = [
             _around(value, metric.digits) + covers.mark(value) for value, metric in zip(found, metrics, strict=True)
         ]
-        table.add_row(escape(arm.name), *cells, str(failed or _NONE))
+        table.add_row(_name(arm.name), *cells, str(failed or _NONE))
     table.caption = f"± {covers.text}" if covers.kinds else covers.text
     return table
 
@@ -113,9 +118,15 @@ def versus_table(ablation: Ablation, results: Sequence[Result]) -> Table | None:
         return None
     metric = deciding(results)
     found = compare(outcomes_of(results, metric), ablation.baseline, metric)
-    table = _table(f"{metric.title.capitalize()} vs baseline", "arm", _VERSUS)
+    table = _table(
+        f"{metric.title.capitalize()} vs baseline",
+        "arm",
+        _VERSUS,
+        arm=(each.arm for each in found),
+        baseline=(each.baseline for each in found),
+    )
     for each in found:
-        table.add_row(escape(each.arm), *_versus(each))
+        table.add_row(_name(each.arm), *_versus(each))
     table.caption = _caption(found)
     return table
 
@@ -139,19 +150,24 @@ def frontier_table(ablation: Ablation, results: Sequence[Result]) -> Table | Non
         gap = each.comparison.difference
         span = _NONE if each.kl is None else f"{each.kl[0]:.1f} to {each.kl[1]:.1f}"
         seeds = f"{0 if gap is None else gap.seeds}/{len(ablation.seeds)}"
-        table.add_row(escape(each.comparison.arm), *_versus(each.comparison)[:-1], span, seeds)
+        table.add_row(_name(each.comparison.arm), *_versus(each.comparison)[:-1], span, seeds)
     table.caption = _caption([each.comparison for each in found], needed=False)
     return table
 
 
 # Columns of words, and how narrow they may become before words are broken.
 _LEAST = {"family": 13, "baseline": 8, "verdict": 15}
+# Where names have more characters than the first, they are cut after their parts, each of which stays whole up to the
+# second.
+_NAME, _PART = 13, 20
 _VERSUS = ("baseline", "difference", "p", "verdict", "seeds\nneeded")
 
 
-def _table(title: str, first: str, headings: Iterable[str]) -> Table:
+def _table(title: str, first: str, headings: Iterable[str], **names: Iterable[str]) -> Table:
+    """An empty table; `names` are those that will stand under a heading."""
+    least = _LEAST | {heading: max(_LEAST.get(heading, 0), _widest(each)) for heading, each in names.items()}
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, caption_justify="left", padding=(0, 1, 0, 0))
-    table.add_column(first, overflow="fold", min_width=_LEAST.get(first))
+    table.add_column(first, overflow="fold", min_width=least.get(first))
     for heading in headings:
         words = heading in _LEAST
         table.add_column(
@@ -159,14 +175,28 @@ def _table(title: str, first: str, headings: Iterable[str]) -> Table:
             justify="left" if words else "right",
             overflow="fold",
             no_wrap=not words,
-            min_width=_LEAST.get(heading),
+            min_width=least.get(heading),
         )
     return table
 
 
+def _name(arm: str) -> str:
+    """The name of an arm or family for a cell; a long one in lines, which break where its parts end."""
+    return escape("\n".join(_parts(arm)))
+
+
+def _parts(arm: str) -> list[str]:
+    return [arm] if len(arm) <= _NAME else arm.replace(",", ",\n").split("\n")
+
+
+def _widest(names: Iterable[str]) -> int:
+    """The width that keeps parts of names whole."""
+    return min(_PART, max((len(part) for name in names for part in _parts(name)), default=0))
+
+
 def _versus(comparison: Comparison) -> tuple[str, ...]:
     return (
-        escape(comparison.baseline),
+        _name(comparison.baseline),
         _around(comparison.difference, 3, sign="+"),
         comparison.p_shown,
         comparison.verdict,
