@@ -170,6 +170,7 @@ def equal_kl(found: Sequence[Mapping[str, Any]]) -> list[str]:
             shown(each, 3, sign=True),
             p_text(each["p_holm"]),
             f"{each['kl'][0]:.1f} to {each['kl'][1]:.1f}",
+            "{} and {}".format(*each["inside"]),
             each["verdict"],
         ]
         for each in found
@@ -177,11 +178,11 @@ def equal_kl(found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         "## At equal KL",
         "",
-        "A longer step wins more by itself. With four step sizes for each method (`sera ablate frontier`, 20 % of the",
+        "A longer step wins more by itself. With five step sizes for each method (`sera ablate frontier`, 20 % of the",
         "labels flipped), win rates compare where both went equally far from the initial policy; KL in nats per",
-        "response.",
+        "response. The fewer settings of both lie inside those KL, the more a line between two of them decides.",
         "",
-        *table(["win rate", "difference", "p (Holm)", "KL compared", "verdict"], rows),
+        *table(["win rate", "difference", "p (Holm)", "KL compared", "settings inside", "verdict"], rows),
         "",
     ]
 

@@ -232,6 +232,7 @@ def families(study: Study) -> list[dict[str, Any]]:
             "p_holm": each.comparison.p_holm,
             "verdict": each.comparison.verdict,
             "kl": each.kl,
+            "inside": each.inside,
         }
         for each in found
         if each.comparison.difference is not None

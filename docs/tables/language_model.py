@@ -47,9 +47,10 @@ initial policy's for `dpo` and `sr-dpo`, the iterate's before for `sera-dpo`. Th
 tokens at the latest.
 
 Accuracy and margin are of implicit rewards on held-out pairs, against the initial policy, for which every margin is 0
-and accuracy one half. Intervals are 95 % over seeds and pairs or prompts ([how](ablations.md#statistics)); nobody
-judged the answers. So few pairs and steps show that all of it runs on real text and how wide the intervals are, not
-which method is the better one; the world, where hundreds of runs are cheap, is for [that](evidence.md).
+and accuracy one half. Intervals are 95 % over seeds and pairs or prompts; p and the seeds needed for 80 % power allow
+for the number of comparisons of a table ([how](ablations.md#statistics)). Nobody judged the answers. So few pairs and
+steps show that all of it runs on real text and how wide the intervals are, not which method is the better one; the
+world, where hundreds of runs are cheap, is for [that](evidence.md).
 """
 
 
