@@ -66,6 +66,12 @@ def short_axes(axes: Iterable[str]) -> dict[str, str]:
     return {axis: next((end for end in own if end not in taken[axis]), axis) for axis, own in ends.items()}
 
 
+def point_text(point: Mapping[str, object], axes: Iterable[str] | None = None) -> str:
+    """A point of the grid for people to read; `axes` are all axes where `point` leaves some out."""
+    short = short_axes(point if axes is None else axes)
+    return ", ".join(f"{short[axis]} = {label}" for axis, label in point.items())
+
+
 def ends_of(axis: str) -> tuple[str, ...]:
     """The ends of a dotted path, the shortest first: ``c``, ``b.c``, ``a.b.c``."""
     parts = axis.split(".")

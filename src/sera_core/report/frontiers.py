@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sera_core.ablating.names import short_axes
+from sera_core.ablating.names import point_text
 from sera_core.report.blocks import NONE, Block, Chart, Figure, Section, Series, Table, Text, number, table
 from sera_core.report.curves import LINES
 from sera_core.report.results import NEEDED, NEEDED_NOTE, ByArm, figure, told
@@ -60,9 +60,7 @@ def _together(study: Study) -> dict[str, list[str]]:
         points = [dict(study.variants[arm][1]) for arm in arms if arm in study.variants]
         first = points[0] if points else {}
         shared = {axis: value for axis, value in first.items() if all(point.get(axis) == value for point in points)}
-        short = short_axes(first)
-        label = ", ".join(f"{short[axis]} = {value}" for axis, value in shared.items())
-        found.setdefault(label, []).append(family)
+        found.setdefault(point_text(shared, first), []).append(family)
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from sera_core.ablating.names import short_axes
+from sera_core.ablating.names import point_text
 from sera_core.configfile import as_spec
 from sera_core.errors import ConfigError, StoreError, suggest
 from sera_core.evidence import read_evidence
@@ -166,10 +166,7 @@ def _groups(arms: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, ...]]:
     """Arms by their point of the grid; all together where that leaves each arm alone."""
     points: dict[str, list[str]] = {}
     for arm in arms:
-        point = arm.get("point", {})
-        short = short_axes(point)
-        label = ", ".join(f"{short[axis]} = {value}" for axis, value in point.items())
-        points.setdefault(label, []).append(arm["name"])
+        points.setdefault(point_text(arm.get("point", {})), []).append(arm["name"])
     if all(len(names) == 1 for names in points.values()):
         return {"": tuple(arm["name"] for arm in arms)}
     return {label: tuple(names) for label, names in points.items()}
