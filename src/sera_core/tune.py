@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import yaml
 
 from sera_core.ablating.config import label_of
 from sera_core.ablating.jobs import Result
+from sera_core.ablating.names import run_name
 from sera_core.ablation import Ablation, Arm
 from sera_core.ablation_table import Estimate, estimate
 from sera_core.configfile import set_path
@@ -150,8 +150,7 @@ def _arms(base: Mapping[str, Any], choice: Choice) -> tuple[Arm, ...]:
 
 
 def _arm(settings: Mapping[str, Any], point: Mapping[str, str]) -> Arm:
-    name = re.sub(r"[^A-Za-z0-9._-]", "-", Arm(None, point, {}).name)
-    return Arm(None, point, {**settings, "name": name})
+    return Arm(None, point, {**settings, "name": run_name(Arm(None, point, {}).name)})
 
 
 def trials_of(tuning: Tuning, results: Sequence[Result]) -> tuple[Trial, ...]:
