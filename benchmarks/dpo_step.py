@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from preference_batches import batches, data_folder, keep_heap, real_pairs, token_counts
+from preference_batches import batches, data_folder, keep_heap, real_pairs, rotated, token_counts
 from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -197,8 +197,9 @@ def trl_trainer(
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}] * options.pairs
     with contextlib.redirect_stdout(sys.stderr):
         trainer: Any = DPOTrainer(model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    # Read from the batch from now on: what precomputing would have put there.
-    trainer.precompute_ref_logps = way == "trl-precomputed"
+    if way == "trl-precomputed":
+        # Read from the batch from now on: what precomputing would have put there, which keeps no reference model.
+        trainer.precompute_ref_logps, trainer.ref_model = True, None
     # Set by `train`, which the timed steps go past.
     trainer.current_gradient_accumulation_steps = 1
     return trainer
@@ -260,12 +261,6 @@ def agree(found: dict[str, Any]) -> None:
         assert abs(value["gradient_norm"] / first["gradient_norm"] - 1) <= 1e-3, (way, value, first)
 
 
-def rotated(ways: list[str], number: int) -> list[str]:
-    """The ways, beginning with another one each time."""
-    start = number % len(ways)
-    return [*ways[start:], *ways[:start]]
-
-
 def print_step(number: int, row: dict[str, Any]) -> None:
     """One step as it comes."""
     times = "  ".join(f"{way} {value['seconds']:.2f} s" for way, value in row["ways"].items())
@@ -288,7 +283,8 @@ def report(rows: list[dict[str, Any]], ways: list[str], options: argparse.Namesp
     print(
         f"unpadded {tokens['unpadded']}, prompts once {tokens['shared']}, in sera's packs {tokens['packed']}; ", end=""
     )
-    print("losses and gradient norms agree")
+    compared = [way for way in ways if way in COMPARED]
+    print(f"losses and gradient norms of {', '.join(compared)} agree" if len(compared) > 1 else "nothing compared")
     for way, value in found.items():
         spread = f"{value['ratio']:.2f}x [{value['low']:.2f}, {value['high']:.2f}]"
         print(f"{way:16} {value['seconds']:8.2f} s  {spread:24} last loss {value['loss']:.6f}")

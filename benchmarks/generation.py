@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from preference_batches import DATA, data_folder
+from preference_batches import DATA, data_folder, rotated
 
 from sera_core.data.preferences import Preferences
 from sera_core.data.templates import banned_ids, stop_ids
@@ -200,8 +200,8 @@ def measure(
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for repeat in range(repeats):
         found: dict[str, Drawn] = {}
-        for name, way in ways.items():
-            found[name], seconds, start = way(dataclasses.replace(context, seed=repeat))
+        for name in rotated(list(ways), repeat):
+            found[name], seconds, start = ways[name](dataclasses.replace(context, seed=repeat))
             tokens = sum(map(len, found[name].values()))
             runs[name].append({"tokens": tokens, "seconds": seconds, "start": start, "rate": tokens / seconds})
         check_lengths(found)

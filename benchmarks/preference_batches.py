@@ -57,6 +57,12 @@ def batches(pairs: tuple[Pair, ...], size: int, count: int, seed: int = 0) -> li
     return [[pairs[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
 
 
+def rotated(ways: list[str], number: int) -> list[str]:
+    """The ways, beginning with another one each time."""
+    start = number % len(ways)
+    return [*ways[start:], *ways[:start]]
+
+
 def token_counts(batch: list[Pair], budget: int) -> dict[str, int]:
     """Tokens of a batch padded to its longest sequence, without padding, with every prompt once, and in Sera's packs.
 

@@ -201,6 +201,7 @@ class ModelAsker:
             self._run.store,
             token_budget=settings.scoring.token_budget,
             progress=self._progress,
+            meter=self._run.workspace.meter,
         )
         return sums
 

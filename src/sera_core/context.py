@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sera_core.data.templates import banned_ids
-from sera_core.models.load import load_policy
+from sera_core.models.load import default_device, load_policy
 from sera_core.models.score import score_responses
 from sera_core.models.store import LogProbStore
 from sera_core.plan import Plan
@@ -19,6 +20,7 @@ from sera_core.protocols import Component, GenerationContext, Progress, Sampling
 from sera_core.ranks import Ranks
 from sera_core.records import Floats, Pair, Pairs, Prompt, Response, SourceData
 from sera_core.reporter import Reporter
+from sera_core.train.precision import autocast_dtype, cast_to_master
 from sera_core.workspace import Stage, Workspace, digest
 
 
@@ -97,9 +99,39 @@ class Context:
 
     def logps(self, policy: Policy, responses: Sequence[Response], progress: Progress | None = None) -> Floats:
         """Summed log-probs float64 [n] under a policy, through the store. Rank 0 calls it first, or alone."""
+        return self._scored(lambda: self.load(policy), [policy.hash, *self.numerics], responses, progress)
+
+    def training_logps(self, policy: Policy, responses: Sequence[Response], progress: Progress | None = None) -> Floats:
+        """As `logps`, computed in the precision in which training computes those of the policy.
+
+        In half precision the same weights give sums that differ by more than a training step changes.
+        """
+        settings, training = self.plan.config.policy, self.plan.config.training
+        adapter = settings.lora is not None
+        half = autocast_dtype(getattr(torch, settings.dtype), training, adapter)
+        if half is None:
+            return self.logps(policy, responses, progress)
+
+        def load() -> PreTrainedModel:
+            model = self.load(policy)
+            if not adapter:
+                cast_to_master(model)
+            return model
+
+        scorer = [policy.hash, *self.numerics, "autocast", str(half).removeprefix("torch."), "frozen" * adapter]
+        with torch.autocast(default_device(), dtype=half):
+            return self._scored(load, [part for part in scorer if part], responses, progress)
+
+    def _scored(
+        self,
+        load: Callable[[], PreTrainedModel],
+        scorer: Sequence[str],
+        responses: Sequence[Response],
+        progress: Progress | None,
+    ) -> Floats:
         sums, _ = score_responses(
-            lambda: self.load(policy),
-            "-".join([policy.hash, *self.numerics]),
+            load,
+            "-".join(scorer),
             responses,
             self.template,
             self.store,

@@ -14,13 +14,29 @@ class Meter:
 
     `forward_tokens` went through models, padding included (backward passes add nothing), by the name of the attention
     they went through; `useful_tokens` were no padding. `scored` responses were computed for the store, `stored` ones
-    were found in it.
+    were found in it, each counted once from one `begin` to the next.
     """
 
     forward_tokens: Counter[str] = field(default_factory=Counter)
     useful_tokens: int = 0
     scored: int = 0
     stored: int = 0
+    _counted: set[tuple[str, bytes]] = field(default_factory=set, repr=False, compare=False)
+
+    def begin(self) -> None:
+        """A stage begins, which counts what it reads, also where an earlier one has counted it."""
+        self._counted.clear()
+
+    def responses(self, scorer: str, computed: Iterable[bytes], found: Iterable[bytes]) -> None:
+        """Count responses by their keys under a scorer; what a stage has counted it may read as often as it likes."""
+        self.scored += self._new(scorer, computed)
+        self.stored += self._new(scorer, found)
+
+    def _new(self, scorer: str, keys: Iterable[bytes]) -> int:
+        """How many of the keys have not been counted in this stage; now they are."""
+        new = {(scorer, key) for key in keys} - self._counted
+        self._counted |= new
+        return len(new)
 
     def forward(self, attention: str, tokens: int, useful: int) -> None:
         """Count a forward pass."""

@@ -113,7 +113,7 @@ def _prefixes(step: IterationPlan) -> list[str]:
 
 
 def _reference(run: Context, reference: Policy, responses: Sequence[Response], progress: Progress) -> Reference:
-    both = run.ranks.main_first(lambda: run.logps(reference, responses, progress))
+    both = run.ranks.main_first(lambda: run.training_logps(reference, responses, progress))
     chosen, rejected = np.split(both.astype(np.float32), 2)
     return chosen, rejected
 

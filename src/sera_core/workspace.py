@@ -236,6 +236,7 @@ def _compute(
 
     with disk_refusals(f"Stage {name}", partial):
         ranks.on_main(lambda: _prepare(partial, key))
+        meter.begin()
         began, before = time.perf_counter(), meter.copy()
         spent = _spent(partial)
         compute(partial)

@@ -88,6 +88,16 @@ def test_a_model_without_a_template_reads_plain_text(ask, models):
     assert found[0] == pytest.approx(by_hand(models / "plain", "what is sky", "AB"), abs=1e-5)
 
 
+def test_what_a_judges_log_probs_cost_is_counted(ask, run):
+    ask().answer_logps(ASKED, ("A", "B"))
+    meter = run.workspace.meter
+    assert (meter.scored, meter.stored) == (8, 0)
+    assert meter.useful_tokens > 0
+    meter.begin()
+    ask().answer_logps(ASKED, ("A", "B"))
+    assert (meter.scored, meter.stored) == (8, 8)
+
+
 def test_asking_again_loads_nothing(ask, loads):
     first = ask().answer_logps(ASKED, ("A", "B"))
     assert loads == ["load_policy"]

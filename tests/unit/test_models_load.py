@@ -3,15 +3,26 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertModel,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from sera_core.errors import ModelError, StoreError
 from sera_core.models import load
+from sera_core.models.engine import engine_of
 from sera_core.models.hashes import parameters_hash, weights_hash
 from sera_core.models.load import load_policy, load_tokenizer, resolve_model, save_policy
+from sera_core.models.logps import Group, group_logps
 
 
 def tiny(seed=0, **options):
@@ -32,6 +43,59 @@ def tokenizer():
 def folder(tmp_path):
     save_policy(tiny(), tokenizer(), tmp_path / "model", "# A card\n")
     return tmp_path / "model"
+
+
+def test_layers_in_another_order_are_another_model(folder, tmp_path):
+    other = shutil.copytree(folder, tmp_path / "other")
+    for path, types in (
+        (folder, ["full_attention", "sliding_attention"]),
+        (other, ["sliding_attention", "full_attention"]),
+    ):
+        config = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**config, "layer_types": types}))
+    assert weights_hash(folder) != weights_hash(other)
+
+
+@pytest.fixture
+def capped(tmp_path):
+    """A model whose attention scores have a low cap, in a folder."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    model = Gemma2ForCausalLM(Gemma2Config(**sizes, **heads, attn_logit_softcapping=0.5))
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data.mul_(20)
+    save_policy(model, tokenizer(), tmp_path / "capped", "")
+    return tmp_path / "capped"
+
+
+def test_a_cap_on_attention_scores_is_kept(capped):
+    items = [Group(np.array([4, 9, 2, 7], np.int32), tuple(np.array(r, np.int32) for r in ([5, 3, 8], [6, 1])))]
+    ids = [torch.tensor([[4, 9, 2, 7, *response.tolist()]]) for response in items[0].responses]
+
+    def plain(attention):
+        model = Gemma2ForCausalLM.from_pretrained(capped, attn_implementation=attention).eval()
+        with torch.no_grad():
+            found = [model(row).logits.log_softmax(-1)[0, 3:-1].gather(1, row[0, 4:, None]).sum() for row in ids]
+        return torch.stack(found)
+
+    assert not torch.allclose(plain("sdpa"), plain("eager"), rtol=1e-3), "the cap must matter"
+    policy, eager = load_policy(capped), load_policy(capped, attn_implementation="eager")
+    with torch.no_grad():
+        expected = eager(ids[0]).logits
+        assert torch.equal(policy(ids[0]).logits, expected)
+        torch.testing.assert_close(group_logps(policy, items).sums, plain("eager"), rtol=1e-5, atol=1e-5)
+        # After the engine has switched the attention, calls from elsewhere still have the cap.
+        assert engine_of(policy).packed
+        torch.testing.assert_close(policy(ids[0]).logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_attention_without_the_cap_is_refused_or_named(capped):
+    with pytest.raises(ModelError, match=r"leaves out the cap of 0.5 on the attention scores of Gemma2.*choose eager"):
+        load_policy(capped, attn_implementation="sdpa")
+    other = Gemma2ForCausalLM.from_pretrained(capped).eval()
+    assert engine_of(other).label == "sdpa, padded: its attention is sdpa, which leaves out the cap on its scores"
 
 
 def test_save_then_load(folder, capfd):

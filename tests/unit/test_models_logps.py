@@ -55,12 +55,13 @@ OPT = {
     "ffn_dim": 48,
     "max_position_embeddings": 512,
 }
+GEMMA2 = {**SMALL, **HEADS, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 2.0, "sliding_window": 8}
 FAMILIES = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SMALL, **HEADS)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SMALL, **HEADS)),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SMALL, num_attention_heads=4)),
-    # A low cap on the logits, so that skipping it would show.
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SMALL, **HEADS, final_logit_softcapping=2.0, sliding_window=8)),
+    # Low caps on logits and attention scores, so that skipping one would show.
+    "gemma2": lambda: Gemma2ForCausalLM._from_config(Gemma2Config(**GEMMA2), attn_implementation="eager"),
     "mistral": lambda: MistralForCausalLM(MistralConfig(**SMALL, **HEADS, sliding_window=8)),
     # Learned positions; the second also calls its decoder past its body.
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=512)),

@@ -393,7 +393,19 @@ def test_an_engine_is_kept_and_the_modes_come_back():
     assert not model.model.layers[0].training
 
 
-def test_the_users_attention_means_padded_batches(caplog):
+@pytest.fixture
+def untold():
+    """As if nobody had been told anything yet."""
+    engine._tell.cache_clear()
+
+
+def test_a_fallback_is_told_once(caplog, untold):
+    for _ in range(3):
+        engine_of(single.build("bloom"))
+    assert len([record for record in caplog.records if "scored in padded batches" in record.message]) == 1
+
+
+def test_the_users_attention_means_padded_batches(caplog, untold):
     model = LlamaForCausalLM._from_config(LlamaConfig(**single.SMALL, **single.HEADS), attn_implementation="eager")
     with caplog.at_level(logging.INFO):
         found = engine_of(model)

@@ -94,7 +94,12 @@ def test_the_meter_counts_what_was_computed_and_what_was_known(tmp_path, model, 
         "scored": 10,
         "stored": 0,
     }
+    # What a stage has scored it reads back; the next stage finds it in the store.
     score_responses(Provider(model), "m", responses[5:10], "t", store, meter=meter)
+    assert meter.since(first) == Meter()
+    meter.begin()
+    for _ in range(2):
+        score_responses(Provider(model), "m", responses[5:10], "t", store, meter=meter)
     assert meter.since(first) == Meter(stored=5)
     assert total([first.record(), {}, meter.since(first).record()]) == meter
     assert Meter().record() == {}

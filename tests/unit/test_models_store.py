@@ -3,6 +3,7 @@
 import errno
 import logging
 import multiprocessing
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,18 @@ def test_reader_sees_what_another_instance_writes_later(tmp_path):
     assert not reader.get("s", KEYS)[2].any()
     writer.put("s", KEYS, SUMS, LENGTHS)
     assert reader.get("s", KEYS)[2].all()
+
+
+def test_two_writers_of_the_same_at_once_do_not_meet(tmp_path, monkeypatch):
+    # Containers that share a cache may share process ids too.
+    stores = [LogProbStore(tmp_path) for _ in range(2)]
+    monkeypatch.setattr(os, "getpid", lambda: 7)
+    for store in stores:
+        monkeypatch.setattr(store, "_refresh", lambda scorer, store=store: store._entries.setdefault(scorer, {}))
+        store._seen["s"] = set()
+        store.put("s", KEYS, SUMS, LENGTHS)
+    assert len(shards(tmp_path)) == 2
+    assert LogProbStore(tmp_path).get("s", KEYS)[2].all()
 
 
 def test_first_value_stays(tmp_path):

@@ -78,9 +78,18 @@ def test_ranks_and_micro_batches_get_about_equally_many_tokens():
             tokens[rank, number // 2, number % 2] = sum(costs[draw.pair] for draw in batch)
     of_ranks = tokens.sum(2)
     assert (of_ranks.max(0) / of_ranks.min(0)).max() < 1.02
+    assert of_ranks.sum(1).max() / of_ranks.sum(1).min() < 1.001
     assert np.median(tokens.max(2) / tokens.min(2)) < 1.1
     shuffled = costs[np.random.default_rng(1).permutation(400)].reshape(25, 2, 8).sum(2)
     assert (shuffled.max(1) / shuffled.min(1)).max() > 1.3, "balancing must have something to do"
+
+
+def test_single_pairs_a_rank_even_out_over_an_epoch():
+    costs = np.random.default_rng(0).lognormal(5.3, 0.6, 400).astype(int)
+    ranks = [[costs[draw.pair] for (draw,) in EpochBatches(costs.tolist(), 1, 1, rank, 2)] for rank in range(2)]
+    first, second = np.array(ranks)
+    assert (np.maximum(first, second) / np.minimum(first, second)).mean() > 1.5, "pairs must differ"
+    assert max(first.sum(), second.sum()) / min(first.sum(), second.sum()) < 1.03
 
 
 def test_balanced_shares_by_hand():

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -45,7 +46,7 @@ class AnswerStore:
         folder = self.root / name
         content = json.dumps(dict(values), sort_keys=True)
         digest = _digest(content)
-        shard = folder / f"{digest[:24]}-{os.getpid()}.json"
+        shard = folder / f"{digest[:24]}-{uuid.uuid4().hex[:8]}.json"
         temporary = shard.with_name(f".{shard.name}.tmp")
         try:
             folder.mkdir(parents=True, exist_ok=True)

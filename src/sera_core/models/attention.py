@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from sera_core.models.capped import capped_attention
+
 # The name under which transformers finds the attention below.
 PACKED = "packed_sdpa"
 # Groups up to this many tokens share one call, padded to the longest of them: many calls cost more than the padding.
@@ -89,26 +91,32 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Attention of query [b, heads, L, d] as transformers asks for it: output [b, L, heads, d].
 
-    Calls without a layout are its own SDPA attention.
+    Calls without a layout are its own SDPA attention, or where scores have a cap, which that leaves out, our own.
     """
     layout: Layout | None = kwargs.pop("packed_layout", None)
-    if layout is None:
+    cap: float | None = kwargs.get("softcap")
+    if layout is None and cap is None:
         given: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return given
     repeats = query.shape[1] // key.shape[1]
     # On a CPU queries share keys without copies of them; elsewhere that would cost the fast kernels.
-    grouped = repeats > 1 and query.device.type == "cpu"
+    grouped = repeats > 1 and query.device.type == "cpu" and cap is None
     if not grouped:
         key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-    calls = layout.once(kwargs.get("sliding_window"), _calls)
 
     def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        if cap is not None:
+            scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+            return capped_attention(query, key, value, mask, cap=cap, scale=scale, dropout=dropout).transpose(1, 2)
         return scaled_dot_product_attention(
             query, key, value, mask, dropout_p=dropout, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         ).transpose(1, 2)
 
+    if layout is None:
+        return attend(query, key, value, attention_mask), None
+    calls = layout.once(kwargs.get("sliding_window"), _calls)
     parts = _split((query, key, value), [call.tokens for call in calls])
     opening = parts[0] if layout.opening else None
     found = [

@@ -6,6 +6,7 @@ import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -81,8 +82,14 @@ def engine_of(model: nn.Module) -> Engine:
         vars(inner)[_KEPT] = known
         # Of weights that are nan, the error that follows says more.
         if known.reason and known.reason != NOT_FINITE:
-            _LOG.warning("%s is scored in padded batches: %s.", type(inner).__name__, known.reason)
+            _tell(f"{type(inner).__name__} is scored in padded batches: {known.reason}.")
     return known
+
+
+@cache
+def _tell(warning: str) -> None:
+    """Warn once in this process, however many stages load such a model."""
+    _LOG.warning("%s", warning)
 
 
 def common(first: Engine, second: Engine) -> Engine:

@@ -31,8 +31,6 @@ def flex_attention(
         return packed_attention(
             module, query, key, value, attention_mask, scaling=scaling, packed_layout=layout, **kwargs
         )
-    # SDPA, with which results must agree, knows no cap on its scores.
-    kwargs.pop("softcap", None)
     mask = layout.once(kwargs.pop("sliding_window", None), _block_mask)
     return flex_attention_forward(module, query, key, value, mask, scaling=scaling, **kwargs)[0], None
 

@@ -13,6 +13,8 @@ from torch import nn
 from sera_core.errors import ModelError
 
 _BLOCK = 1 << 24
+# Lists of names that PEFT writes from sets; the order of any other list may mean something.
+_SETS = frozenset({"target_modules", "exclude_modules", "modules_to_save"})
 _IRRELEVANT = frozenset(
     {
         "dtype",
@@ -106,9 +108,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _relevant(value: object) -> object:
-    """A configuration without fields that leave the forward pass alone; lists of names sorted (PEFT writes sets)."""
-    if isinstance(value, dict):
-        return {k: _relevant(v) for k, v in value.items() if k not in _IRRELEVANT and not k.startswith("_")}
-    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
-        return sorted(value)
-    return value
+    """A configuration without fields that leave the forward pass alone, and with what PEFT writes from sets sorted."""
+    if not isinstance(value, dict):
+        return value
+    kept = {k: v for k, v in value.items() if k not in _IRRELEVANT and not k.startswith("_")}
+    return {k: sorted(v) if k in _SETS and isinstance(v, list) else _relevant(v) for k, v in kept.items()}

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sera_core.errors import ModelError, StoreError, suggest
+from sera_core.models.capped import score_cap
 from sera_core.models.engine import choose_attention, own_attention
 from sera_core.models.smollm2 import convert
 
@@ -78,7 +79,8 @@ def load_policy(
 
     Raises:
         ModelError: no such folder, not a causal language model, damaged or missing weights, unknown dtype, or the
-            device's memory is too small, or packs are insisted on and are not exact for it.
+            device's memory is too small, packs are insisted on and are not exact for it, or the attention asked for
+            leaves out a cap that the model has.
     """
     if dtype not in DTYPES:
         raise ModelError(f"Unknown dtype {dtype!r}. {suggest(dtype, DTYPES)}")
@@ -117,6 +119,7 @@ def load_policy(
             "start random. The weights belong to another architecture, or the folder is incomplete."
         )
     _repair_generation_config(model)
+    _keep_cap(model, given)
     policy: PreTrainedModel = _moved(model, device or default_device(), folder)
     policy.train(False)
     if attn_implementation is not None:
@@ -228,6 +231,18 @@ def _repair_generation_config(model: PreTrainedModel) -> None:
         settings.validate(strict=True)
     except ValueError:
         settings.do_sample = True
+
+
+def _keep_cap(model: PreTrainedModel, asked: str | None) -> None:
+    """Where attention scores have a cap, use an attention that applies it; transformers' default leaves it out."""
+    cap = score_cap(model.config)
+    if cap is not None and asked == "sdpa":
+        raise ModelError(
+            f"attn_implementation is sdpa, which leaves out the cap of {cap:g} on the attention scores of "
+            f"{type(model).__name__}. Leave it out, or choose eager."
+        )
+    if cap is not None and asked is None:
+        model.set_attn_implementation("eager")
 
 
 def _folder(path: Path | str) -> Path:

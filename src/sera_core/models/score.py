@@ -47,8 +47,7 @@ def score_responses(
     known = {key: float(total) for key, total, there in zip(distinct, sums, found, strict=True) if there}
     missing = [key for key in distinct if key not in known]
     meter = meter or Meter()
-    meter.scored += len(missing)
-    meter.stored += len(known)
+    meter.responses(scorer, missing, known)
     if missing:
         model = model_provider()
         for start in range(0, len(missing), chunk):

@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import struct
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -129,11 +130,11 @@ def _check(keys: Sequence[bytes], sums: NDArray[np.float32], lengths: NDArray[np
 
 
 def _write(folder: Path, entries: dict[bytes, Entry]) -> str:
-    """One new shard. The name holds the content's hash and the process id, so that no two writers meet."""
+    """One new shard. Its name holds a part of its own, so that no two writers meet, on whatever machines they are."""
     rows = np.array([(key, *value) for key, value in entries.items()], dtype=_ENTRY)
     content = _HEADER.pack(_MAGIC, _VERSION, len(rows)) + rows.tobytes()
     digest = hashlib.blake2b(content, digest_size=_DIGEST).digest()
-    name = f"{digest.hex()[:24]}-{os.getpid()}.logps"
+    name = f"{digest.hex()[:24]}-{uuid.uuid4().hex[:8]}.logps"
     temporary = folder / f".{name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)

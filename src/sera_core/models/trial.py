@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sera_core.models.batches import Batch, Group, response_sums
+from sera_core.models.capped import score_cap
 from sera_core.models.head import Head
 from sera_core.models.packed import WORTH_SHARING, packed_batches
 from sera_core.models.padded import padded_batches
@@ -40,8 +41,10 @@ def obstacle(model: PreTrainedModel, positions: bool) -> str:
     """Why packs are out of the question, empty where they may do. `positions`: whether the family can be told them."""
     config: Any = model.config.get_text_config()
     attention = model.config._attn_implementation  # transformers has no public name for it
-    if attention != "sdpa":
-        return f"its attention is {attention}"
+    capped = score_cap(config) is not None
+    if attention != ("eager" if capped else "sdpa"):
+        lost = ", which leaves out the cap on its scores" if capped and attention == "sdpa" else ""
+        return f"its attention is {attention}{lost}"
     if not model._can_set_attn_implementation():  # no public name either
         return "its attention cannot be replaced"
     if not positions:

@@ -27,8 +27,8 @@ class EpochBatches(Sampler[list[Draw]]):
     An optimiser step of `world` ranks with `steps` micro-batches of `size` pairs each takes the next pairs of one
     permutation, so the effective batch is the same whether it is split over ranks, micro-batches or not at all. Ranks
     and micro-batches take equally many of them, one more or less in the last step, and about equally many tokens by
-    `costs`, the tokens of every pair. No pair is left out or repeated; a rank without a pair gets a filler. Set `epoch`
-    before iterating.
+    `costs`, the tokens of every pair: the largest share of a step goes to the rank that has had least so far in the
+    epoch. No pair is left out or repeated; a rank without a pair gets a filler. Set `epoch` before iterating.
     """
 
     def __init__(
@@ -44,14 +44,28 @@ class EpochBatches(Sampler[list[Draw]]):
     def __iter__(self) -> Iterator[list[Draw]]:
         order = np.random.default_rng((self._seed, self.epoch)).permutation(len(self._costs))
         span = self._size * self._world * self._steps
+        so_far = [0] * self._world
         for start in range(0, len(order), span):
             step = order[start : start + span]
             costs = self._costs[step].tolist()
-            mine = balanced(costs, _even(len(step), self._world))[self._rank]
+            shares = _by_need(balanced(costs, _even(len(step), self._world)), costs, so_far)
+            mine = shares[self._rank]
             batches = _even(len(mine), -(-len(step) // (self._size * self._world)))
             for chosen in balanced([costs[place] for place in mine], batches):
                 places = [mine[i] for i in chosen]
                 yield [Draw(int(step[place]), True, place) for place in places] or [Draw(int(step[0]), False)]
+
+
+def _by_need(shares: list[list[int]], costs: Sequence[int], so_far: list[int]) -> list[list[int]]:
+    """Shares by rank, the costliest for the rank that has had least; adds them to what each has had `so_far`."""
+    loads = [sum(costs[item] for item in share) for share in shares]
+    found: list[list[int]] = [[] for _ in shares]
+    needy = sorted(range(len(shares)), key=lambda rank: (so_far[rank], rank))
+    heavy = sorted(range(len(shares)), key=lambda share: (-loads[share], share))
+    for rank, share in zip(needy, heavy, strict=True):
+        found[rank] = shares[share]
+        so_far[rank] += loads[share]
+    return found
 
 
 def balanced(costs: Sequence[int], sizes: Sequence[int]) -> list[list[int]]:

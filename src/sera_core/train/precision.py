@@ -47,10 +47,18 @@ def set_precision(arguments: TrainingArguments, dtype: torch.dtype, training: Ma
         ConfigError: see `check_precision`.
     """
     check_precision(str(dtype).removeprefix("torch."), training)
-    if dtype not in _HALF or _explicit(training) or (adapter and dtype is torch.bfloat16):
+    half = autocast_dtype(dtype, training, adapter)
+    if half is None or _explicit(training):
         return
-    arguments.mixed_precision = _HALF[dtype]
-    setattr(arguments, _HALF[dtype], True)
+    arguments.mixed_precision = _HALF[half]
+    setattr(arguments, _HALF[half], True)
+
+
+def autocast_dtype(dtype: torch.dtype, training: Mapping[str, Any], adapter: bool) -> torch.dtype | None:
+    """The dtype in which training a policy of `dtype` runs its forward passes, None where it is the weights' own."""
+    if _explicit(training):
+        return next((half for half, name in _HALF.items() if training.get(name)), None)
+    return dtype if dtype in _HALF and not (adapter and dtype is torch.bfloat16) else None
 
 
 def _explicit(training: Mapping[str, Any]) -> bool:

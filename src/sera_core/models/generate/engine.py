@@ -56,6 +56,8 @@ def run_engine(
     if problem is not None:
         raise ModelError(problem)
     children = set(multiprocessing.active_children())
+    # A model that only a cycle holds would keep its memory.
+    gc.collect()
     torch.cuda.empty_cache()
     with _environment(unset), warnings.catch_warnings():
         warnings.simplefilter("ignore")

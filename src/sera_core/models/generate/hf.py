@@ -119,7 +119,7 @@ def _run(
         ids.shape[1],
         temperature=sampling.temperature,
         top_p=sampling.top_p,
-        banned=sorted({*context.banned, pad} - set(context.stop)),
+        banned=context.banned,
     )
     with torch.inference_mode(), quiet():
         written = decode(
