@@ -200,6 +200,16 @@ def test_the_context_chooses_the_attention(folder, prompts, monkeypatch):
     assert asked == [{"dtype": "float32", "attn_implementation": "eager"}]
 
 
+def test_an_id_that_only_fills_may_be_drawn(folder, prompts, monkeypatch):
+    tokenizer = load_tokenizer(folder)
+    tokenizer.pad_token = None
+    monkeypatch.setattr("sera_core.models.generate.hf.load_tokenizer", lambda _: tokenizer)
+    endless = replace(CONTEXT, stop=(), banned=())
+    drawn = Transformers().generate(folder, prompts, replace(SAMPLING, samples=40), endless)
+    # Every word is likely enough to come in thousands of draws; 0 fills, as there is neither a pad nor a stop token.
+    assert {0, 1} <= {int(i) for response in drawn.flat() for i in response.ids}
+
+
 def test_ids_beyond_the_models_vocabulary_do_no_harm(folder, prompts, reference, monkeypatch):
     tokenizer = load_tokenizer(folder)
     tokenizer.add_special_tokens({"pad_token": "<new>"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,9 @@ class Transformers:
         # Leftovers of the checkpoint's own sampling defaults would fill every field left open.
         policy.generation_config = settings()
         pad = _pad_id(tokenizer, context, vocabulary_size(policy.config))
+        if pad == tokenizer.pad_token_id:
+            # An id that only fills for want of one may be a word.
+            context = replace(context, banned=(*context.banned, pad))
         total = len(prompts) * sampling.samples
         written: dict[Row, Ids] = {}
         for rows in self._batches(prompts, sampling):
@@ -119,7 +122,7 @@ def _run(
         ids.shape[1],
         temperature=sampling.temperature,
         top_p=sampling.top_p,
-        banned=context.banned,
+        banned=sorted(set(context.banned) - set(context.stop)),
     )
     with torch.inference_mode(), quiet():
         written = decode(
