@@ -101,12 +101,18 @@ class Context:
         """Summed log-probs float64 [n] under a policy, through the store. Rank 0 calls it first, or alone."""
         return self._scored(lambda: self.load(policy), [policy.hash, *self.numerics], responses, progress)
 
-    def training_logps(self, policy: Policy, responses: Sequence[Response], progress: Progress | None = None) -> Floats:
-        """As `logps`, computed in the precision in which training computes those of the policy.
+    def training_logps(
+        self,
+        policy: Policy,
+        responses: Sequence[Response],
+        training: Mapping[str, Any],
+        progress: Progress | None = None,
+    ) -> Floats:
+        """As `logps`, in the precision in which a training with those TrainingArguments fields computes the policy's.
 
         In half precision the same weights give sums that differ by more than a training step changes.
         """
-        settings, training = self.plan.config.policy, self.plan.config.training
+        settings = self.plan.config.policy
         adapter = settings.lora is not None
         half = autocast_dtype(getattr(torch, settings.dtype), training, adapter)
         if half is None:

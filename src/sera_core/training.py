@@ -45,7 +45,7 @@ def train_stage(
     reads_reference = parts.loss.needs.reference
 
     def compute(folder: Path, progress: Progress) -> None:
-        plain = _reference(run, reference, both_sides(pairs), progress) if reads_reference else None
+        plain = _reference(run, step, reference, both_sides(pairs), progress) if reads_reference else None
         request = TrainRequest(
             pairs=curated.pairs,
             reference=plain,
@@ -62,7 +62,7 @@ def train_stage(
             card=INTERMEDIATE_CARD,
             progress=progress,
             prefixed={
-                prefix: _prefixed(run, reference if reads_reference else None, pairs, prefix, progress)
+                prefix: _prefixed(run, step, reference if reads_reference else None, pairs, prefix, progress)
                 for prefix in _prefixes(step)
             },
             load_reference=lambda: run.load(reference),
@@ -112,14 +112,22 @@ def _prefixes(step: IterationPlan) -> list[str]:
     return sorted({prefix for transform in step.objective.transforms for prefix in transform.needs.prefixes})
 
 
-def _reference(run: Context, reference: Policy, responses: Sequence[Response], progress: Progress) -> Reference:
-    both = run.ranks.main_first(lambda: run.training_logps(reference, responses, progress))
+def _reference(
+    run: Context, step: IterationPlan, reference: Policy, responses: Sequence[Response], progress: Progress
+) -> Reference:
+    training = step.config.training
+    both = run.ranks.main_first(lambda: run.training_logps(reference, responses, training, progress))
     chosen, rejected = np.split(both.astype(np.float32), 2)
     return chosen, rejected
 
 
 def _prefixed(
-    run: Context, reference: Policy | None, pairs: Sequence[Pair], prefix: str, progress: Progress
+    run: Context,
+    step: IterationPlan,
+    reference: Policy | None,
+    pairs: Sequence[Pair],
+    prefix: str,
+    progress: Progress,
 ) -> Prefixed:
     """Prompts of the pairs under `prefix` and, with a reference, its log-probs there."""
     prompts = prefixed_prompts(run.tokenizer, [pair.prompt for pair in pairs], prefix, limits_of(run.plan))
@@ -129,7 +137,7 @@ def _prefixed(
         return Prefixed(ids, None)
     under: Mapping[str, Prompt] = {prompt.id: prompt for prompt in prompts}
     responses = [replace(response, prompt=under[response.prompt.id]) for response in both_sides(pairs)]
-    return Prefixed(ids, _reference(run, reference, responses, progress))
+    return Prefixed(ids, _reference(run, step, reference, responses, progress))
 
 
 def _check_positions(run: Context, pairs: Sequence[Pair], prompts: Sequence[Prompt]) -> None:

@@ -40,16 +40,16 @@ def test_a_policy_that_stands_still_keeps_a_margin_of_zero(tmp_path, data, more)
 
 
 def test_precisions_are_stored_apart(tmp_path, data):
-    with opened(tmp_path, settings("dpo", *data, "training.bf16=true")) as run:
+    with opened(tmp_path, settings("dpo", *data)) as run:
         responses = both_sides(run.data.pairs.pairs)
-        half, plain = run.training_logps(run.initial, responses), run.logps(run.initial, responses)
+        half, plain = run.training_logps(run.initial, responses, {"bf16": True}), run.logps(run.initial, responses)
         model = load_policy(data[1])
         groups = [Group(response.prompt.ids, (response.ids,)) for response in responses]
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
             expected = group_logps(model, groups).sums.numpy()
         assert half == pytest.approx(expected, rel=1e-2)
         assert abs(half - plain).max() > 1e-3
-        assert (run.training_logps(run.initial, responses) == half).all()
+        assert (run.training_logps(run.initial, responses, {"bf16": True}) == half).all()
 
 
 def test_without_autocast_training_shares_the_log_probs_of_everything_else(tmp_path, data):
@@ -57,7 +57,7 @@ def test_without_autocast_training_shares_the_log_probs_of_everything_else(tmp_p
         responses = both_sides(run.data.pairs.pairs)
         run.logps(run.initial, responses)
         scored = run.workspace.meter.scored
-        run.training_logps(run.initial, responses)
+        run.training_logps(run.initial, responses, {})
         assert run.workspace.meter.scored == scored
 
 
